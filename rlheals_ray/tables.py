@@ -1,0 +1,77 @@
+"""The parquet tables a study leaves: their columns, their parts, and how parts become one table.
+
+Every unit of work (a trunk, a branch, a probe, ...) writes one *part* file, atomically; a table is
+the concatenation of the parts that the present study declares. Rerunning a unit replaces its part,
+so a table can have neither missing nor double rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+_f, _i, _s, _b = pa.float64(), pa.int64(), pa.string(), pa.bool_()
+
+
+def _schema(**columns: pa.DataType) -> pa.Schema:
+    return pa.schema([pa.field(name, kind) for name, kind in columns.items()])
+
+
+SFT = _schema(
+    recipe=_s, seed=_i, step=_i, train_loss=_f, id_loss=_f, ood_loss=_f, learning_rate=_f,
+    grad_norm=_f, tokens=_i, seconds=_f, engine=_s, wrapped_model=_s, train_run=_s,
+)  # fmt: skip
+RL = _schema(
+    recipe=_s, algorithm=_s, seed=_i, sft_step=_i, rl_step=_i, reward_mean=_f, solved_at_1=_f,
+    solved_at_k=_f, malformed=_f, entropy=_f, approx_kl=_f, clip_fraction=_f,
+    explained_variance=_f, grad_norm=_f, advantage_q05=_f, advantage_q25=_f, advantage_q50=_f,
+    advantage_q75=_f, advantage_q95=_f, advantage_skew=_f, logprob_mismatch_mean=_f,
+    logprob_mismatch_max=_f, weight_lag=_i, tokens=_i, seconds_generate=_f, seconds_learn=_f,
+    seconds_sync=_f, engine=_s, wrapped_model=_s, train_run=_s,
+)  # fmt: skip
+EPISODES = _schema(
+    checkpoint=_s, rule=_s, problem_id=_s, attempts=_i, solved_at=_i, well_formed=pa.list_(_b),
+    rewards=pa.list_(_f), answers=pa.list_(_s),
+)  # fmt: skip
+SCORES = _schema(
+    checkpoint=_s, stage=_s, recipe=_s, seed=_i, sft_step=_i, rl_step=_i, rule=_s, n=_i, acc_1=_f,
+    acc_1_low=_f, acc_1_high=_f, acc_k=_f, acc_k_low=_f, acc_k_high=_f, malformed=_f, engine=_s,
+)  # fmt: skip
+BOUNDARY = _schema(
+    scope=_s, recipe=_s, algorithm=_s, seed=_i, sft_step=_i, rl_step=_i, rule=_s, ood_sft=_f,
+    ood_rl=_f, healing=_f, healing_low=_f, healing_high=_f, healing_seed_low=_f,
+    healing_seed_high=_f, p=_f, q=_f, forgetting=_f, recovery=_f, recovery_low=_f,
+    recovery_high=_f, verdict=_s,
+)  # fmt: skip
+SPECTRA = _schema(
+    seed=_i, a=_s, b=_s, matrix=_s, layer=_i, role=_s, k=_i, drift_mean=_f, drift_max=_f,
+    angle_u_mean=_f, angle_u_max=_f, angle_v_mean=_f, angle_v_max=_f, null_angle=_f, stretch=_f,
+    turn=_f, delta_norm=_f, effective_rank_a=_f, effective_rank_b=_f, looks_random=_b,
+)  # fmt: skip
+EDITS = _schema(
+    edit=_s, seed=_i, donor=_s, recipient=_s, kind=_s, mode=_s, factors=_s, k=_i,
+    layers=pa.list_(_i), roles=pa.list_(_s), projection=_f, residual=_f, rule=_s, n=_i, acc_1=_f,
+    acc_1_low=_f, acc_1_high=_f, acc_k=_f,
+)  # fmt: skip
+
+SCHEMAS: Mapping[str, pa.Schema] = {
+    "sft": SFT, "rl": RL, "episodes": EPISODES, "scores": SCORES, "boundary": BOUNDARY,
+    "spectra": SPECTRA, "edits": EDITS,
+}  # fmt: skip
+
+
+def table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Rows as the binding table `name`; raises KeyError for a row that lacks or adds a column."""
+    schema = SCHEMAS[name]
+    rows = list(rows)
+    for row in rows:
+        if set(row) != set(schema.names):
+            raise KeyError(f"{name}: columns differ: {sorted(set(row) ^ set(schema.names))}")
+    return pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+
+
+def concatenate(name: str, parts: Sequence[pa.Table]) -> pa.Table:
+    """Parts of one table joined in the order given; an empty sequence gives an empty table."""
+    return pa.concat_tables([part.select(SCHEMAS[name].names) for part in parts]) if parts else SCHEMAS[name].empty_table()
