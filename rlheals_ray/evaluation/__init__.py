@@ -1,0 +1,1 @@
+"""Probes of checkpoints on fixed problems, and the statistics of their scores."""
