@@ -41,7 +41,7 @@ pytest: setup
 browser:
 	.ci/browser
 
-# Both resolve from pyproject.toml alone and install nothing.
+# Where pip's wheel directory does not hold the CPU wheel of torch: UV_TORCH_BACKEND=cpu make lock
 lock: | .venv/bin/uv
 	.ci/uv pip compile -q pyproject.toml --extra cpu --extra dev --python-version 3.11 --upgrade \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' -o requirements-cpu.txt

@@ -1,4 +1,4 @@
-"""The environment of every test: offline, quiet, one thread a process. Set before torch or ray is imported."""
+"""Every test's environment: offline, quiet, one thread a process. Set before torch or ray is imported."""
 
 import os
 
