@@ -123,9 +123,11 @@ def test_a_fall_is_harm_and_seeds_that_disagree_are_unclear() -> None:
     harmed = rows_of({(0, 4, -1): 3, (0, 4, 30): 0, (1, 4, -1): 3, (1, 4, 30): 1})
     assert {row["verdict"] for row in harmed} == {"harms"}
     assert pick(harmed, None, 4)["healing"] == -0.625
-    split = rows_of({(0, 4, -1): 1, (0, 4, 30): 4, (1, 4, -1): 1, (1, 4, 30): 0})
-    assert [pick(split, seed, 4)["verdict"] for seed in (0, 1, None)] == ["heals", "harms", "unclear"]
-    assert pick(split, None, 4)["q"] < 0.05
+    two_up: dict[Point, int] = {(seed, 4, -1): 1 for seed in range(3)} | {(0, 4, 30): 4, (1, 4, 30): 3}
+    for third, verdict in ((0, "harms"), (1, "unclear")):
+        split = rows_of(two_up | {(2, 4, 30): third})
+        assert [pick(split, seed, 4)["verdict"] for seed in (1, 2, None)] == ["heals", verdict, "unclear"]
+        assert pick(split, None, 4)["q"] < 0.05
 
 
 def test_a_pool_of_one_seed_follows_that_seed() -> None:
@@ -222,6 +224,17 @@ def test_both_rules_are_reported_side_by_side() -> None:
     episodes, scores = (pa.concat_tables([a, b]) for a, b in zip(ood[:2], trained[:2], strict=True))
     rows = boundary_rows(episodes, scores, ood[2] | trained[2], "plain", "ppo")
     assert rows == rows_of(TWO_SEEDS) + rows_of(TWO_SEEDS, rule="id")
+
+
+def test_the_boundary_is_that_of_the_ood_rule() -> None:
+    assert boundary_edges(rows_of(TWO_SEEDS, rule="id")) == {}
+
+
+def test_only_the_first_attempt_counts() -> None:
+    episodes, scores, clusters = world(TWO_SEEDS)
+    records = [record | {"solved_at": record["solved_at"] and 2} for record in episodes.to_pylist()]
+    rows = boundary_rows(tables.table("episodes", records), scores, clusters, "plain", "ppo")
+    assert {(row["ood_sft"], row["ood_rl"], row["p"]) for row in rows} == {(0.0, 0.0, 1.0)}
 
 
 def test_step_0_is_the_base_that_all_seeds_share() -> None:
