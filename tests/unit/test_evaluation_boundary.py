@@ -14,7 +14,6 @@ import pytest
 
 from rlheals_ray import tables
 from rlheals_ray.evaluation.boundary import boundary_rows
-from rlheals_ray.evaluation.edges import boundary_edges
 from rlheals_ray.evaluation.peak import split_halves
 
 CLUSTERS = 12
@@ -226,10 +225,6 @@ def test_both_rules_are_reported_side_by_side() -> None:
     assert rows == rows_of(TWO_SEEDS) + rows_of(TWO_SEEDS, rule="id")
 
 
-def test_the_boundary_is_that_of_the_ood_rule() -> None:
-    assert boundary_edges(rows_of(TWO_SEEDS, rule="id")) == {}
-
-
 def test_only_the_first_attempt_counts() -> None:
     episodes, scores, clusters = world(TWO_SEEDS)
     records = [record | {"solved_at": record["solved_at"] and 2} for record in episodes.to_pylist()]
@@ -280,25 +275,3 @@ def test_rows_do_not_depend_on_the_order_of_the_tables() -> None:
     random = np.random.default_rng(0)
     episodes, scores = (part.take(random.permutation(len(part))) for part in (episodes, scores))
     assert boundary_rows(episodes, scores, clusters, "plain", "ppo") == rows_of(TWO_SEEDS)
-
-
-def test_edges_lie_between_tested_steps() -> None:
-    before = {0: 0, 4: 0, 15: 1, 60: 1, 120: 1, 400: 0}
-    after = {0: 0, 4: 4, 15: 1, 60: 3, 120: 2, 400: 0}
-    fourths: dict[Point, int] = {(0, step, -1): k for step, k in before.items()}
-    fourths |= {(0, step, 30): k for step, k in after.items()}
-    fourths |= {(0, step, 15): before[step] for step in before}
-    edges = boundary_edges(rows_of(fourths))["plain", "ppo"]
-    assert list(edges) == [15, 30]
-    late = edges[30]
-    assert (late.tested, late.heals, late.gaps) == ((0, 4, 15, 60, 120, 400), (4, 60, 120), (15,))
-    assert (late.lowest, late.highest) == (4, 120)
-    assert (late.lower_edge, late.upper_edge) == ((0, 4), (120, 400))
-    assert late.by_seed == {0: (4, 120)}
-    early = edges[15]
-    assert (early.heals, early.lower_edge, early.upper_edge, early.by_seed) == ((), None, None, {0: None})
-
-
-def test_an_edge_beyond_the_tested_steps_is_open() -> None:
-    edges = boundary_edges(rows_of({(0, 60, -1): 0, (0, 60, 30): 4}))["plain", "ppo"][30]
-    assert (edges.lower_edge, edges.upper_edge) == ((None, 60), (60, None))
