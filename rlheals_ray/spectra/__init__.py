@@ -1,0 +1,5 @@
+"""Singular values and vectors of checkpoints: how training moves them, and what edits of them do."""
+
+from rlheals_ray.spectra.linalg import decompose, principal_angles, recombine
+
+__all__ = ["decompose", "principal_angles", "recombine"]

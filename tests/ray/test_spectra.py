@@ -1,0 +1,178 @@
+"""The comparison and the edits on Ray give what a plain loop gives, and reuse what is stored."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import save_file
+from scipy.linalg import subspace_angles
+
+from rlheals_ray import tables
+from rlheals_ray.config import InputError
+from rlheals_ray.models.checkpoint import Checkpoint
+from rlheals_ray.spectra.compare import Pair, compare, compare_one
+from rlheals_ray.spectra.edit import Edit, run_edits, write_edit
+
+ROLES = ("q", "k", "v", "o", "gate", "up", "down")
+KS = (4, 16, 20)
+SHAPES = {
+    f"model.layers.{layer}.{part}_proj.weight": shape
+    for layer in range(2)
+    for part, shape in {
+        "self_attn.q": (32, 32), "self_attn.k": (16, 32), "self_attn.v": (16, 32), "self_attn.o": (32, 32),
+        "mlp.gate": (48, 32), "mlp.up": (48, 32), "mlp.down": (32, 48),
+    }.items()
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trunk(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Four checkpoints of a drifting model; its first k matrix never changes."""
+    root = tmp_path_factory.mktemp("trunk")
+    generator = torch.Generator().manual_seed(0)
+    weights = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+    directories = []
+    for step in range(4):
+        directory = root / f"step={step}"
+        directory.mkdir()
+        save_file(weights, directory / "model.safetensors")
+        directories.append(str(directory))
+        frozen = "model.layers.0.self_attn.k_proj.weight"
+        weights = {
+            name: weight if name == frozen else weight + 0.05 * torch.randn(weight.shape, generator=generator)
+            for name, weight in weights.items()
+        }
+    return directories
+
+
+@pytest.fixture(scope="module")
+def pairs(trunk: list[str]) -> list[Pair]:
+    return [Pair(0, "step=0", f"step={step}", trunk[0], trunk[step]) for step in (1, 2, 3)]
+
+
+@pytest.fixture(scope="module")
+def factors_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("factors")
+
+
+@pytest.fixture(scope="module")
+def compared(ray_cluster: None, pairs: list[Pair], factors_directory: Path) -> pa.Table:
+    return compare(pairs, ROLES, KS, factors_directory, concurrency=2, num_cpus=0.25)
+
+
+def test_ray_gives_what_a_loop_gives_in_its_order(
+    compared: pa.Table, pairs: list[Pair], tmp_path: Path
+) -> None:
+    parts = ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down")
+    names = [f"model.layers.{layer}.{part}_proj.weight" for layer in range(2) for part in parts]
+    rows = [
+        row
+        for pair in pairs
+        for name in names
+        for row in compare_one({**vars(pair), "matrix": name}, KS, tmp_path)
+    ]
+    assert compared.schema == tables.SPECTRA
+    expected = tables.table("spectra", rows)
+    assert compared.select(["b", "matrix", "k", "layer", "role"]) == expected.select(
+        ["b", "matrix", "k", "layer", "role"]
+    )
+    for column in compared.column_names[7:-1]:
+        for found, wanted in zip(compared[column].to_pylist(), expected[column].to_pylist(), strict=True):
+            assert found == (wanted if wanted is None else pytest.approx(wanted, rel=1e-4, abs=1e-6)), column
+    assert compared["looks_random"] == expected["looks_random"]
+
+
+def test_measures_agree_with_lapack_and_scipy(compared: pa.Table, trunk: list[str]) -> None:
+    name = "model.layers.1.mlp.down_proj.weight"
+    (row,) = (r for r in compared.to_pylist() if (r["b"], r["matrix"], r["k"]) == ("step=2", name, 16))
+    W_a, W_b = (Checkpoint(Path(trunk[step])).tensor(name).double().numpy() for step in (0, 2))
+    (U_a, S_a, Vh_a), (U_b, S_b, Vh_b) = (np.linalg.svd(W, full_matrices=False) for W in (W_a, W_b))
+    change = np.abs(S_b - S_a)[:16] / S_a[:16]
+    angles_u, angles_v = subspace_angles(U_a[:, :16], U_b[:, :16]), subspace_angles(Vh_a[:16].T, Vh_b[:16].T)
+    C = U_a[:, :16].T @ (W_b - W_a) @ Vh_a[:16].T
+    total = np.linalg.norm(W_b - W_a) ** 2
+    expected = {
+        "layer": 1, "role": "down", "drift_mean": change.mean(), "drift_max": change.max(),
+        "angle_u_mean": angles_u.mean(), "angle_u_max": angles_u.max(), "angle_v_mean": angles_v.mean(),
+        "angle_v_max": angles_v.max(), "stretch": np.sum(np.diag(C) ** 2) / total,
+        "turn": (np.sum(C**2) - np.sum(np.diag(C) ** 2)) / total, "delta_norm": np.sqrt(total),
+    }  # fmt: skip
+    assert {key: row[key] for key in expected} == {
+        key: pytest.approx(value, rel=1e-4) if not isinstance(value, str) else value
+        for key, value in expected.items()
+    }
+    assert 0 < row["angle_u_mean"] < row["null_angle"]
+
+
+def test_a_k_beyond_the_matrix_is_skipped_and_a_frozen_matrix_has_no_ratios(compared: pa.Table) -> None:
+    frozen = [
+        row for row in compared.to_pylist() if row["matrix"] == "model.layers.0.self_attn.k_proj.weight"
+    ]
+    assert [row["k"] for row in frozen] == [4, 16] * 3
+    assert {(row["stretch"], row["turn"], row["delta_norm"], row["drift_max"]) for row in frozen} == {
+        (None, None, 0, 0)
+    }
+    assert max(row["angle_v_max"] for row in frozen) < 1e-12
+    assert sum(compared["looks_random"].to_pylist()) > 0.9 * compared.num_rows, "they are Gaussian"
+
+
+def test_each_distinct_matrix_is_stored_once_and_reused(
+    compared: pa.Table, ray_cluster: None, pairs: list[Pair], factors_directory: Path
+) -> None:
+    stored = {path: path.stat().st_mtime_ns for path in factors_directory.rglob("*.safetensors")}
+    assert len(stored) == 4 * len(SHAPES) - 3, "three copies of the frozen matrix share one file"
+    again = compare(pairs, ROLES, KS, factors_directory, concurrency=2, num_cpus=0.25)
+    assert again == compared
+    assert {path: path.stat().st_mtime_ns for path in factors_directory.rglob("*.*")} == stored
+
+
+def test_wrong_input_is_named(
+    ray_cluster: None, trunk: list[str], factors_directory: Path, tmp_path: Path
+) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    diverged, other = tmp_path / "diverged", tmp_path / "other"
+    for directory, weight in ((diverged, torch.full((48, 32), float("nan"))), (other, torch.ones(32, 48))):
+        directory.mkdir()
+        source = Checkpoint(Path(trunk[1]))
+        weights = {n: source.tensor(n) for n in source.names()}
+        save_file({**weights, name: weight}, directory / "model.safetensors")
+
+    def against(directory: Path, roles: tuple[str, ...] = ROLES) -> None:
+        compare([Pair(0, "a", "b", trunk[0], str(directory))], roles, KS, factors_directory, 2, 0.25)
+
+    with pytest.raises(InputError, match=f"'{name}' holds NaN or Inf") as caught:
+        against(diverged)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="one architecture"):
+        against(other)
+    with pytest.raises(InputError, match="no such directory"):
+        against(tmp_path / "absent")
+    with pytest.raises(InputError, match="no such matrix"):
+        against(Path(trunk[1]), roles=("head",))
+
+
+def test_no_pair_is_an_empty_table(tmp_path: Path) -> None:
+    assert compare([], ROLES, KS, tmp_path) == tables.SPECTRA.empty_table()
+
+
+def test_edits_run_as_tasks_and_report_in_order(
+    ray_cluster: None, trunk: list[str], factors_directory: Path, tmp_path: Path
+) -> None:
+    edits = [
+        Edit(trunk[0], trunk[3], k=8, roles=("q", "down")),
+        Edit(trunk[0], trunk[3], kind="weight_swap"),
+        Edit(trunk[0], trunk[3], k=8, roles=("q", "down"), kind="interpolation"),
+    ]
+    outs = [tmp_path / str(number) for number in range(len(edits))]
+    reports = run_edits(list(zip(edits, outs, strict=True)), factors_directory, concurrency=2, num_cpus=0.25)
+    for edit, out, report in zip(edits, outs, reports, strict=True):
+        assert write_edit(edit, tmp_path / "alone", factors_directory) == report
+        assert Checkpoint(tmp_path / "alone").fingerprint() == Checkpoint(out).fingerprint()
+    with pytest.raises(InputError, match="exceeds the 32 singular values") as caught:
+        run_edits(
+            [(Edit(trunk[0], trunk[3], k=33, roles=("q",)), tmp_path / "bad")], factors_directory, 1, 0.25
+        )
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "bad").exists()
