@@ -1,0 +1,264 @@
+"""The headline figure: accuracy before and after RL over SFT steps, OOD beside ID."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from statistics import fmean
+
+import plotly.graph_objects as go
+
+from rlheals_ray.report.figures import (
+    GREY,
+    RL_ORANGE,
+    RULE_NAME,
+    SFT_BLUE,
+    VERDICT_COLOUR,
+    Figure,
+    accuracy_axis,
+    axis,
+    even_steps,
+    panels,
+    translucent,
+)
+from rlheals_ray.report.results import Accuracies, Mean, Row
+from rlheals_ray.report.words import interval, number
+
+GAINS_AT = 1.13
+"""Height of the row of gains, above accuracy 1."""
+
+Means = Mapping[int, Mean]
+"""SFT step -> mean over seeds."""
+
+
+def headline(accuracies: Accuracies, cells: Sequence[Row], problems: Mapping[str, int]) -> Figure | None:
+    """Accuracy@1 before and after RL over SFT steps, OOD left, ID right; None without trunk scores.
+
+    `cells` are those of `healing_cells`; `problems` is how many problems each rule was probed on.
+    """
+    steps = sorted({*accuracies.sft_steps("ood"), *accuracies.sft_steps("id")})
+    if not steps:
+        return None
+    titles = [RULE_NAME["ood"], RULE_NAME["id"]]
+    figure = panels(titles, x="", y="accuracy at the first attempt", height=450)
+    verdicts = {(row["sft_step"], row["rl_step"]): row["verdict"] for row in cells}
+    for index, rule in enumerate(("ood", "id")):
+        even_steps(figure, index, steps)
+        accuracy_axis(figure, index, top=GAINS_AT + 0.09)
+        panel = _Panel(figure, axis(index), {step: position for position, step in enumerate(steps)})
+        trunk = {step: mean for step in steps if (mean := accuracies.mean(rule, step))}
+        largest: dict[int, Mean] = {}
+        best: dict[int, Mean] = {}
+        budgets: dict[int, int] = {}
+        for step in accuracies.starts(rule):
+            means = {b: m for b in accuracies.rl_steps(rule, step) if (m := accuracies.mean(rule, step, b))}
+            budgets[step] = max(means)
+            largest[step] = means[budgets[step]]
+            best[step] = max(means.values(), key=lambda mean: mean.value)
+        panel.band(trunk, SFT_BLUE)
+        panel.line(trunk, "after SFT", SFT_BLUE, "circle")
+        sizes = {*budgets.values()}
+        after = f"after {min(sizes)} RL updates" if len(sizes) == 1 else "after RL, largest budget"
+        if largest:
+            panel.line(largest, after, RL_ORANGE, "square")
+            panel.diamonds({s: m for s, m in best.items() if m.value > largest[s].value + 0.005})
+            mine = (
+                {s: verdicts.get((s, budget), "") for s, budget in budgets.items()} if rule == "ood" else {}
+            )
+            panel.gains(trunk, largest, mine)
+        panel.labels(trunk, largest, after)
+    return Figure("headline", "What SFT loses and what RL wins back", figure, _caption(accuracies, problems))
+
+
+def _caption(accuracies: Accuracies, problems: Mapping[str, int]) -> str:
+    seeds = len(accuracies.seeds)
+    counts = ", ".join(f"{rule.upper()} n = {count}" for rule, count in problems.items())
+    marks = (
+        f"Large marks: means of {seeds} seeds; small marks: single seeds"
+        if seeds > 1
+        else "Marks: the one seed"
+    )
+    return (
+        "<b>Look at</b> how far OOD accuracy (left) falls along SFT, blue, how much of it RL wins back, "
+        "arrows up to orange, and from which SFT steps; then at what RL does to ID accuracy (right). Left, "
+        "green arrows: verdict ‘heals’; purple: ‘harms’; grey: unclear. Right, always grey: no verdict. The "
+        f"top row is the change, after RL − after SFT. {marks}; open diamonds: the best budget where it is "
+        "not the largest. Bars and band: 95 % Wilson intervals over problems, averaged over seeds and not "
+        "narrowed by them, since all seeds answer the same problems; they take problems for independent. "
+        f"Problems: {counts}."
+    )
+
+
+class _Panel:
+    """One panel under construction: a figure, its axes' suffix and the position of each SFT step."""
+
+    def __init__(self, figure: go.Figure, suffix: str, at: Mapping[int, int]) -> None:
+        self.figure = figure
+        self.at = at
+        self.axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
+        self.refs = {"xref": f"x{suffix}", "yref": f"y{suffix}"}
+
+    def band(self, means: Means, colour: str) -> None:
+        """The intervals as a band, so that a falling curve reads as one."""
+        xs = [self.at[step] for step in means]
+        lows, highs = _bounds(means)
+        self.figure.add_trace(
+            go.Scatter(
+                x=xs + xs[::-1],
+                y=highs + lows[::-1],
+                fill="toself",
+                fillcolor=translucent(colour, 0.14),
+                line={"width": 0},
+                mode="lines",
+                hoverinfo="skip",
+                **self.axes,
+            )
+        )
+
+    def line(self, means: Means, name: str, colour: str, symbol: str) -> None:
+        """Means as a line with error bars; single seeds, where there are several, as small marks."""
+        if any(len(mean.seeds) > 1 for mean in means.values()):
+            self.figure.add_trace(
+                go.Scatter(
+                    x=[self.at[step] for step, mean in means.items() for _ in mean.seeds],
+                    y=[value for mean in means.values() for _, value in mean.seeds],
+                    text=[f"seed {seed}" for mean in means.values() for seed, _ in mean.seeds],
+                    mode="markers",
+                    marker={"size": 5, "color": colour, "opacity": 0.5},
+                    hovertemplate=f"%{{text}}, {name}: %{{y:.2f}}<extra></extra>",
+                    **self.axes,
+                )
+            )
+        lows, highs = _bounds(means)
+        self.figure.add_trace(
+            go.Scatter(
+                x=[self.at[step] for step in means],
+                y=[mean.value for mean in means.values()],
+                customdata=[_hover(step, mean) for step, mean in means.items()],
+                mode="lines+markers",
+                line={"color": colour, "width": 3},
+                marker={"size": 9, "color": colour, "symbol": symbol},
+                error_y={
+                    "type": "data",
+                    "array": [high - m.value for high, m in zip(highs, means.values(), strict=True)],
+                    "arrayminus": [m.value - low for low, m in zip(lows, means.values(), strict=True)],
+                    "color": colour,
+                    "thickness": 1.5,
+                    "width": 4,
+                },
+                hovertemplate=f"{name}, %{{customdata}}<extra></extra>",
+                **self.axes,
+            )
+        )
+
+    def diamonds(self, best: Means) -> None:
+        """The best budget of the starts where a smaller one did better than the largest."""
+        self.figure.add_trace(
+            go.Scatter(
+                x=[self.at[step] for step in best],
+                y=[mean.value for mean in best.values()],
+                mode="markers",
+                marker={"symbol": "diamond-open", "size": 11, "color": RL_ORANGE, "line": {"width": 2}},
+                hovertemplate="best RL budget: %{y:.2f}<extra></extra>",
+                **self.axes,
+            )
+        )
+
+    def gains(self, before: Means, after: Means, verdicts: Mapping[int, str]) -> None:
+        """Arrows from SFT to RL, a little right of the marks, and the row of their lengths above."""
+        shared = [step for step in after if step in before]
+        for step in shared:
+            change = after[step].value - before[step].value
+            colour = VERDICT_COLOUR.get(verdicts.get(step, ""), GREY)
+            self.figure.add_annotation(
+                x=self.at[step],
+                y=GAINS_AT,
+                text=f"<b>{number(change, signed=True)}</b>",
+                showarrow=False,
+                font={"size": 11.5, "color": colour},
+                name="gain",
+                **self.refs,
+            )
+            if abs(change) >= 0.04:
+                x = self.at[step] + 0.22
+                self.figure.add_annotation(
+                    x=x,
+                    y=after[step].value,
+                    ax=x,
+                    ay=before[step].value,
+                    axref=self.refs["xref"],
+                    ayref=self.refs["yref"],
+                    text="",
+                    arrowhead=2,
+                    arrowwidth=2.5,
+                    arrowcolor=colour,
+                    **self.refs,
+                )
+        if shared:
+            self.figure.add_annotation(
+                x=0,
+                y=GAINS_AT,
+                xref=f"{self.refs['xref']} domain",
+                yref=self.refs["yref"],
+                text="change",
+                showarrow=False,
+                xanchor="right",
+                xshift=-1,
+                font={"size": 11},
+            )
+
+    def labels(self, trunk: Means, healed: Means, healed_name: str) -> None:
+        """Names beside the lines: the upper line's above it, the lower's below."""
+        shared = [step for step in healed if step in trunk and trunk[step].value >= 0.15]
+        spot = max(shared, key=lambda step: abs(healed[step].value - trunk[step].value), default=None)
+        if spot is None:
+            spot = max(trunk, key=lambda step: trunk[step].value)
+        up = spot in healed and healed[spot].value >= trunk[spot].value
+        self._label(trunk, spot, "after SFT", SFT_BLUE, above=not up)
+        starts = sorted(step for step in healed if step > 0)
+        ends = max(pairwise(starts), key=self._length, default=None)
+        if ends and self._length(ends) >= 3:
+            # A long stretch without marks, such as the one before the first late start, is free.
+            x, y = (fmean(self.at[s] for s in ends), fmean(healed[s].value for s in ends))
+            place = {"x": x, "y": y, "yshift": 15 if up else -15}
+            self._name(healed_name, RL_ORANGE, **place)
+        elif spot in healed:
+            self._label(healed, spot, healed_name, RL_ORANGE, above=up)
+
+    def _length(self, ends: tuple[int, int]) -> int:
+        return self.at[ends[1]] - self.at[ends[0]]
+
+    def _label(self, means: Means, spot: int, name: str, colour: str, *, above: bool) -> None:
+        """A name at one of the line's marks, on the side that the line's slope leaves free."""
+        side = 1 if above != _rises(means, spot) else -1
+        self._name(
+            name,
+            colour,
+            x=self.at[spot],
+            y=means[spot].value,
+            xanchor="left" if side > 0 else "right",
+            xshift=8 * side,
+            yshift=17 if above else -17,
+        )
+
+    def _name(self, name: str, colour: str, **place: float | str) -> None:
+        font = {"color": colour, "size": 14}
+        self.figure.add_annotation(text=f"<b>{name}</b>", showarrow=False, font=font, **place, **self.refs)
+
+
+def _bounds(means: Means) -> tuple[list[float], list[float]]:
+    lows = [mean.value if mean.low is None else mean.low for mean in means.values()]
+    return lows, [mean.value if mean.high is None else mean.high for mean in means.values()]
+
+
+def _hover(step: int, mean: Mean) -> str:
+    over = f"; over seeds{interval(mean.seed_low, mean.seed_high)}" if mean.seed_low is not None else ""
+    return f"SFT step {step}: {number(mean.value)}{interval(mean.low, mean.high)} over problems{over}"
+
+
+def _rises(means: Means, spot: int) -> bool:
+    """Whether the line goes up around `spot`."""
+    steps = sorted(means)
+    where = steps.index(spot)
+    before, after = steps[max(0, where - 1)], steps[min(len(steps) - 1, where + 1)]
+    return means[after].value > means[before].value

@@ -1,0 +1,132 @@
+"""What a study's tables show, in sentences, and as plainly what they do not show.
+
+Pure: tables in, findings out. The thresholds behind each sentence stand in its function.
+"""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+import pyarrow as pa
+
+from rlheals_ray.report.findings_recovery import control_findings, healing_cells, recovery_findings
+from rlheals_ray.report.findings_weights import weight_findings
+from rlheals_ray.report.results import Accuracies, Peak, Tables, conform, of_variant, ood_peak, variants
+from rlheals_ray.report.words import Finding, interval, listed, number
+from rlheals_ray.tables import SCHEMAS
+
+
+def findings_of(tables: Tables) -> list[Finding]:
+    """Every finding of a study, for its main recipe and algorithm, in the order a reader asks.
+
+    `tables` maps table names to tables; missing tables and columns count as empty.
+    """
+    every = {name: conform(name, tables.get(name)) for name in SCHEMAS}
+    main = of_variant(every, variants(every)[0])
+    accuracies = Accuracies(main["scores"])
+    peak = ood_peak(accuracies, main["episodes"])
+    return [
+        *_forgetting(accuracies, peak),
+        *recovery_findings(healing_cells(main["boundary"]), accuracies),
+        *_losses(main["sft"], peak),
+        *weight_findings(main, accuracies),
+        *control_findings(main["scores"], accuracies),
+        *_seeds(accuracies),
+    ]
+
+
+def _forgetting(accuracies: Accuracies, peak: Peak | None) -> list[Finding]:
+    """Shown when the Wilson intervals at the peak and at the end stand apart and every seed fell."""
+    steps = accuracies.sft_steps("ood")
+    if peak is None or len(steps) < 2:
+        text = "OOD accuracy along SFT is not there yet, so forgetting is open."
+        return [Finding("forgetting", text, None)]
+    end, top = accuracies.mean("ood", steps[-1]), accuracies.mean("ood", peak.step)
+    assert end is not None and top is not None
+    own = ""
+    if len(peak.by_seed) > 1:
+        own = f" The seeds' own peaks are at steps {listed(step for _, step in peak.by_seed)}."
+    last = f"{number(end.value)}{interval(end.low, end.high)} at step {steps[-1]}, the last one probed"
+    if top.value == 0:
+        text = f"OOD accuracy is 0 at its peak and {last}: there was nothing to forget."
+        return [Finding("forgetting", text, None), *_id_trend(accuracies, peak)]
+    if peak.step == steps[-1] or end.value >= top.value:
+        text = f"SFT did not forget here: OOD accuracy does not fall after its peak; it is {last}.{own}"
+        return [Finding("forgetting", text, False), *_id_trend(accuracies, peak)]
+    how = "step and value from the same problems, which flatters the value"
+    if peak.split:
+        how = "step chosen on one half of the probe problems, value from the other half"
+    text = f"OOD accuracy peaks at SFT step {peak.step} with {number(peak.value)} ({how}) and is {last}"
+    fell = all(
+        later["acc_1"] < first["acc_1"]
+        for seed in accuracies.seeds
+        if (first := accuracies.row("ood", seed, peak.step))
+        and (later := accuracies.row("ood", seed, steps[-1]))
+    )
+    apart = top.low is not None and end.high is not None and end.high < top.low
+    if apart and fell:
+        return [Finding("forgetting", f"SFT forgets: {text}.{own}", True), *_id_trend(accuracies, peak)]
+    why = "not every seed fell" if apart else "the intervals overlap"
+    text = f"Forgetting is not shown: {text}; {why}.{own}"
+    return [Finding("forgetting", text, None), *_id_trend(accuracies, peak)]
+
+
+def _id_trend(accuracies: Accuracies, peak: Peak) -> list[Finding]:
+    """ID accuracy from the OOD peak to the end, by the sign of its change."""
+    means = {
+        s: mean for s in accuracies.sft_steps("id") if s >= peak.step and (mean := accuracies.mean("id", s))
+    }
+    if len(means) < 2 or peak.step not in means:
+        return []
+    first, last, end = means[peak.step], means[max(means)], max(means)
+    lowest = min(means, key=lambda step: means[step].value)
+    path = (
+        f"from {number(first.value)} at the OOD peak (step {peak.step}) to {number(last.value)} at step {end}"
+    )
+    if lowest not in (peak.step, end):
+        path += f", by way of {number(means[lowest].value)} at step {lowest}"
+    if last.value > first.value:
+        return [Finding("id_rising", f"ID accuracy rises over the same steps, {path}.", True)]
+    word = "falls" if last.value < first.value else "stays level"
+    return [Finding("id_rising", f"ID accuracy does not rise over the same steps: it {word}, {path}.", False)]
+
+
+def _losses(sft: pa.Table, peak: Peak | None) -> list[Finding]:
+    """A loss tells where the OOD peak is when its minimum lies on the peak's step or a neighbouring one."""
+    found = []
+    for column, name in (("id_loss", "ID loss"), ("ood_loss", "OOD loss")):
+        by_step: dict[int, list[float]] = {}
+        for row in sft.select(["step", column]).to_pylist():
+            if row[column] is not None and row["step"] is not None:
+                by_step.setdefault(row["step"], []).append(row[column])
+        if len(by_step) < 2 or peak is None or peak.value == 0:
+            continue
+        mean = {step: fmean(values) for step, values in by_step.items()}
+        steps = sorted(mean)
+        lowest = min(steps, key=lambda step: mean[step])
+        near = min(steps, key=lambda step: abs(step - peak.step))
+        tells = abs(steps.index(lowest) - steps.index(near)) <= 1
+        text = (
+            f"The {name} {'does tell' if tells else 'does not tell'} where the OOD peak is: the loss is "
+            f"lowest at step {lowest} ({mean[lowest]:.3g}), OOD accuracy is highest at step {peak.step} "
+            f"(loss there {mean[near]:.3g})."
+        )
+        found.append(Finding(f"{column}_blind", text, not tells))
+    return found
+
+
+def _seeds(accuracies: Accuracies) -> list[Finding]:
+    """What the intervals cover, given how many seeds there are."""
+    count = len(accuracies.seeds)
+    if not count:
+        return []
+    if count == 1:
+        text = "One seed: no interval over seeds. Every interval here is over problems, for this seed alone."
+        return [Finding("seeds", text, None)]
+    few = {2: "Two", 3: "Three", 4: "Four"}.get(count, str(count))
+    freedom = f"{count - 1} degree{'s' if count > 2 else ''} of freedom"
+    text = (
+        f"{few} seeds{' are few' if count < 5 else ''}: intervals over problems hold for these seeds only; "
+        f"those over seeds are Student's t with {freedom}. All seeds share one base model."
+    )
+    return [Finding("seeds", text, None)]

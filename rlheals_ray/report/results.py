@@ -1,0 +1,269 @@
+"""A study's tables as the findings and figures need them: accuracies by place, seeds, the OOD peak.
+
+Pure: pyarrow tables in, plain values out. A *place* is (seed, SFT step, RL step); RL step 0 is the
+trunk itself and (SFT step 0, RL step 0) the base model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy import stats
+
+from rlheals_ray.evaluation.peak import split_halves
+from rlheals_ray.tables import SCHEMAS
+
+CONTROLS = ("continued_sft", "rejection_sft")
+"""Controls of healing, as a recipe, an algorithm or a checkpoint's path names them."""
+
+Tables = Mapping[str, pa.Table]
+Row = Mapping[str, Any]
+
+
+class Variant(NamedTuple):
+    """One SFT recipe with one RL algorithm; None stands for the only one."""
+
+    recipe: str | None
+    algorithm: str | None
+
+
+class Place(NamedTuple):
+    seed: int | None
+    sft_step: int
+    rl_step: int
+
+
+class Mean(NamedTuple):
+    """A mean over seeds with two intervals: over problems (for these seeds) and over seeds (t)."""
+
+    value: float
+    low: float | None
+    high: float | None
+    seed_low: float | None
+    seed_high: float | None
+    seeds: tuple[tuple[int, float], ...]
+
+
+def conform(name: str, table: pa.Table | None) -> pa.Table:
+    """`table` with the columns of the binding schema: missing ones null, foreign ones dropped.
+
+    A column whose values cannot be cast to the schema's type becomes null: a report of a half-written
+    study is better than none.
+    """
+    schema = SCHEMAS[name]
+    if table is None:
+        return schema.empty_table()
+    columns = []
+    for field in schema:
+        try:
+            columns.append(table.column(field.name).cast(field.type))
+        except (KeyError, pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            columns.append(pa.nulls(table.num_rows, field.type))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def place_of(checkpoint: str | None) -> Place | None:
+    """The place that a checkpoint's path names (`sft/seed=0/step=000120`), or None for any other."""
+    if checkpoint is None:
+        return None
+    numbers = {
+        key: int(value) for key, value in re.findall(r"(seed|sft_step|rl_step|step)=(\d+)", checkpoint)
+    }
+    if "sft_step" in numbers and "rl_step" in numbers:
+        return Place(numbers.get("seed"), numbers["sft_step"], numbers["rl_step"])
+    if "step" in numbers:
+        return Place(numbers.get("seed"), numbers["step"], 0)
+    return Place(None, 0, 0) if re.fullmatch(r"(.*/)?base/?", checkpoint) else None
+
+
+def rows(table: pa.Table, **equal: Any) -> list[dict[str, Any]]:
+    """The table's rows whose columns equal the given values."""
+    for column, value in equal.items():
+        table = table.filter(pc.equal(table[column], value))
+    return table.to_pylist()
+
+
+def variants(tables: Tables) -> list[Variant]:
+    """Every (recipe, algorithm) that was both trained and compared, the one with most rows first."""
+    found: dict[Variant, int] = {}
+    for name in ("boundary", "rl"):
+        for row in tables[name].select(["recipe", "algorithm"]).to_pylist():
+            variant = Variant(row["recipe"], row["algorithm"])
+            if not {*CONTROLS}.isdisjoint(variant):
+                continue
+            found[variant] = found.get(variant, 0) + 1
+        if found:
+            return sorted(found, key=lambda variant: (-found[variant], str(variant)))
+    recipes = [row["recipe"] for row in tables["scores"].to_pylist() if row["stage"] == "sft"]
+    return [Variant(recipes[0] if recipes else None, None)]
+
+
+def of_variant(tables: Tables, variant: Variant) -> dict[str, pa.Table]:
+    """The tables with only the rows of `variant`; rows that name no recipe or algorithm are kept."""
+    kept = dict(tables)
+    for name in ("sft", "rl", "boundary", "scores"):
+        table = kept[name]
+        keep = _names(table["recipe"], variant.recipe)
+        if name in ("rl", "boundary"):
+            keep = pc.and_(keep, _names(table["algorithm"], variant.algorithm))
+        if name == "scores":
+            named = pc.extract_regex(table["checkpoint"], r"algorithm=(?P<algorithm>[^/]+)")
+            keep = pc.and_(keep, _names(pc.struct_field(named, "algorithm"), variant.algorithm))
+            keep = pc.or_(keep, pc.fill_null(pc.is_in(table["stage"], pa.array(["base", "control"])), False))
+        kept[name] = table.filter(keep)
+    return kept
+
+
+def _names(column: pa.ChunkedArray, value: str | None) -> pa.ChunkedArray:
+    """Mask of the rows that carry `value` or nothing; all rows for None."""
+    if value is None:
+        return pc.fill_null(pc.or_kleene(pc.is_null(column), True), True)
+    return pc.fill_null(pc.equal(column, value), True)
+
+
+class Accuracies:
+    """Accuracy rows of base, SFT and RL checkpoints, by rule and place.
+
+    The base has no seed of its own: its row stands for step 0 of every seed that has none.
+    """
+
+    def __init__(self, scores: pa.Table) -> None:
+        self._rows: dict[tuple[str, int, int, int], Row] = {}
+        base: list[Row] = []
+        for row in scores.to_pylist():
+            if row["acc_1"] is None or row["rule"] is None or row["stage"] not in ("base", "sft", "rl"):
+                continue
+            if row["stage"] == "base":
+                base.append(row)
+                continue
+            named = place_of(row["checkpoint"]) or Place(None, 0, 0)
+            seed = row["seed"] if row["seed"] is not None else named.seed
+            sft_step = row["sft_step"] if row["sft_step"] is not None else named.sft_step
+            rl_step = (row["rl_step"] or named.rl_step) if row["stage"] == "rl" else 0
+            self._rows[row["rule"], seed if seed is not None else 0, sft_step, rl_step] = row
+        self.seeds: list[int] = sorted({key[1] for key in self._rows}) or sorted(
+            {row["seed"] or 0 for row in base}
+        )
+        for row in base:
+            for seed in self.seeds:
+                self._rows.setdefault((row["rule"], seed, 0, 0), row)
+
+    def sft_steps(self, rule: str) -> list[int]:
+        return sorted({key[2] for key in self._rows if key[0] == rule and key[3] == 0})
+
+    def rl_steps(self, rule: str, sft_step: int) -> list[int]:
+        """Budgets above 0 that were probed from this SFT step, ascending."""
+        return sorted({key[3] for key in self._rows if key[0] == rule and key[2] == sft_step and key[3]})
+
+    def starts(self, rule: str) -> list[int]:
+        return sorted({key[2] for key in self._rows if key[0] == rule and key[3]})
+
+    def row(self, rule: str, seed: int, sft_step: int, rl_step: int = 0) -> Row | None:
+        return self._rows.get((rule, seed, sft_step, rl_step))
+
+    def mean(self, rule: str, sft_step: int, rl_step: int = 0, column: str = "acc_1") -> Mean | None:
+        """Mean over the seeds that have this cell; None where none has.
+
+        The interval over problems is the mean of the seeds' Wilson bounds: every seed answers the same
+        problems, so their errors may be fully correlated and must not be averaged away. The interval
+        over seeds is Student's t, and None for one seed.
+        """
+        found = [(seed, row) for seed in self.seeds if (row := self.row(rule, seed, sft_step, rl_step))]
+        found = [(seed, row) for seed, row in found if row[column] is not None]
+        if not found:
+            return None
+        values = [row[column] for _, row in found]
+        low, high = (_mean_bound([row.get(f"{column}_{end}") for _, row in found]) for end in ("low", "high"))
+        seed_low, seed_high = seed_interval(values)
+        return Mean(fmean(values), low, high, seed_low, seed_high, tuple((s, r[column]) for s, r in found))
+
+
+def _mean_bound(bounds: list[float | None]) -> float | None:
+    known = [bound for bound in bounds if bound is not None]
+    return fmean(known) if len(known) == len(bounds) else None
+
+
+def seed_interval(values: Iterable[float]) -> tuple[float | None, float | None]:
+    """Student's 95 % interval of the mean of independent seeds; (None, None) for fewer than two."""
+    sample = list(values)
+    if len(sample) < 2:
+        return None, None
+    half = float(stats.t.ppf(0.975, len(sample) - 1)) * float(stats.sem(sample))
+    return fmean(sample) - half, fmean(sample) + half
+
+
+def split_curves(episodes: pa.Table, rule: str = "ood") -> dict[tuple[int | None, int], tuple[float, float]]:
+    """First-attempt accuracy of each trunk checkpoint on two disjoint halves of the probe problems.
+
+    Keys are (seed, SFT step), seed None for a base without one. Problems whose identifiers hold the
+    same words in another order (permutations of one multiset of cards) fall into the same half.
+    """
+    chosen = episodes.filter(pc.equal(episodes["rule"], rule)).select(
+        ["checkpoint", "problem_id", "solved_at"]
+    )
+    if chosen.num_rows == 0:
+        return {}
+    problems = chosen["problem_id"].unique().to_pylist()
+    multisets = {problem: " ".join(sorted(re.findall(r"\w+", str(problem)))) for problem in problems}
+    _, report = split_halves(problems, multisets)
+    if not report.any():
+        return {}
+    half = dict(zip(problems, report.astype(int).tolist(), strict=True))
+    halves = pa.array([half[problem] for problem in chosen["problem_id"].to_pylist()])
+    solved = pc.fill_null(pc.equal(chosen["solved_at"], 1), False).cast(pa.float64())
+    table = pa.table({"checkpoint": chosen["checkpoint"], "half": halves, "solved": solved})
+    means: dict[str, dict[int, float]] = {}
+    for row in table.group_by(["checkpoint", "half"]).aggregate([("solved", "mean")]).to_pylist():
+        means.setdefault(row["checkpoint"], {})[row["half"]] = row["solved_mean"]
+    curves = {}
+    for checkpoint, both in means.items():
+        place = place_of(checkpoint)
+        if place and place.rl_step == 0 and not re.search(r"control|edit", checkpoint) and len(both) == 2:
+            curves[place.seed, place.sft_step] = (both[0], both[1])
+    return curves
+
+
+class Peak(NamedTuple):
+    """The OOD peak of the mean over seeds: its SFT step, its accuracy, each seed's own peak step."""
+
+    step: int
+    value: float
+    split: bool
+    by_seed: tuple[tuple[int, int], ...]
+
+
+def ood_peak(accuracies: Accuracies, episodes: pa.Table) -> Peak | None:
+    """Where OOD accuracy is highest over the SFT steps; None without OOD scores.
+
+    With episodes, the step is chosen on one half of the problems and the value is the other half's;
+    without, both come from the same scores, which flatters the value (`split` is False).
+    """
+    steps = accuracies.sft_steps("ood")
+    if not steps:
+        return None
+    curves = split_curves(episodes)
+
+    def value(seed: int, step: int, part: int | None) -> float | None:
+        row = accuracies.row("ood", seed, step)
+        if part is None or row is None:
+            return None if row is None else row["acc_1"]
+        both = curves.get((seed, step), curves.get((None, step)))
+        return None if both is None else both[part]
+
+    def over_seeds(step: int, part: int | None) -> float | None:
+        values = [v for seed in accuracies.seeds if (v := value(seed, step, part)) is not None]
+        return fmean(values) if values else None
+
+    split = all(over_seeds(step, 0) is not None for step in steps)
+    choose, report = (0, 1) if split else (None, None)
+    best = max(steps, key=lambda step: (over_seeds(step, choose) or 0.0, -step))
+    own = tuple(
+        (seed, max(steps, key=lambda step: (value(seed, step, choose) or 0.0, -step)))
+        for seed in accuracies.seeds
+    )
+    return Peak(best, over_seeds(best, report) or 0.0, split, own)

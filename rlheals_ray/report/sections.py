@@ -1,0 +1,232 @@
+"""The page's sections: which figures, tables and notes stand where, and what is not there yet."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rlheals_ray.report import figures_accuracy, figures_training, figures_weights
+from rlheals_ray.report.figures import Figure
+from rlheals_ray.report.figures_headline import headline as draw_headline
+from rlheals_ray.report.findings_recovery import healing_cells
+from rlheals_ray.report.results import Accuracies, Row, Tables, Variant, of_variant, rows, variants
+from rlheals_ray.report.source import Source
+from rlheals_ray.report.weights import edit_groups
+from rlheals_ray.report.words import interval, number
+
+MOST_EDITS = 8
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    folded: bool = True
+
+
+@dataclass
+class Section:
+    """One section; `missing` says in words what has not been measured yet."""
+
+    name: str
+    title: str
+    figures: list[Figure] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    command: str = ""
+
+    def add(self, figure: Figure | None, absent: str) -> Figure | None:
+        """Take the figure, or note what is absent."""
+        if figure is None:
+            self.missing.append(absent)
+        else:
+            self.figures.append(figure)
+        return figure
+
+
+def sections(source: Source) -> list[Section]:
+    """All sections after the findings, in the order of the page; each is there even when it is empty."""
+    every = variants(source.tables)
+    main = of_variant(source.tables, every[0])
+    accuracies = Accuracies(main["scores"])
+    training = Section("losses", "Do the losses tell where the OOD peak is?")
+    training.add(
+        figures_training.losses(main["sft"], accuracies), "the SFT table (sft.parquet) holds no losses."
+    )
+    curves = Section("curves", "Attempts and form along SFT")
+    curves.add(figures_accuracy.curves(accuracies), "no SFT checkpoint has been probed.")
+    learning = Section("rl", "What RL itself saw")
+    learning.add(figures_training.rl_learning(main["rl"]), "the RL table (rl.parquet) holds no updates.")
+    return [
+        *_recovery(source.tables, every),
+        curves,
+        training,
+        learning,
+        _spectra(main),
+        _edits(main, accuracies),
+        _provenance(source),
+    ]
+
+
+def _recovery(tables: Tables, every: Sequence[Variant]) -> list[Section]:
+    """Headline and heat map; further recipes and algorithms get their own below the main one's."""
+    headline = Section("headline", "What SFT loses and what RL wins back")
+    healing = Section("healing", "Where RL heals")
+    for index, variant in enumerate(every):
+        mine = of_variant(tables, variant)
+        accuracies, cells = Accuracies(mine["scores"]), healing_cells(mine["boundary"])
+        name = ", ".join(part for part in variant if part) or "the only variant"
+        problems = {
+            rule: max((row["n"] or 0 for row in rows(mine["scores"], rule=rule)), default=0)
+            for rule in ("ood", "id")
+        }
+        figure = draw_headline(accuracies, cells, {r: n for r, n in problems.items() if n})
+        _named(headline, figure, index, len(every), name, "no SFT checkpoint has been probed.")
+        if figure and not accuracies.starts("ood"):
+            headline.missing.append("no checkpoint after RL has been probed; the figure shows SFT alone.")
+        if figure:
+            headline.tables.append(_accuracy_table(accuracies, name if len(every) > 1 else ""))
+        title = "Healing: OOD accuracy after RL − before"
+        cell_map = figures_accuracy.healing_map(cells, title, "healing")
+        _named(
+            healing,
+            cell_map,
+            index,
+            len(every),
+            name,
+            "the boundary table (boundary.parquet) holds no cells.",
+        )
+        if cells:
+            healing.tables.append(_cell_table(cells, name if len(every) > 1 else ""))
+        if seeds := figures_accuracy.seed_maps(mine["boundary"].to_pylist()):
+            _named(healing, seeds, index, len(every), name, "")
+    return [headline, healing]
+
+
+def _named(section: Section, figure: Figure | None, index: int, count: int, name: str, absent: str) -> None:
+    """Add a variant's figure under a name of its own, so that several can stand on one page."""
+    if figure and count > 1:
+        plain = f"{figure.name}-{index}" if index else figure.name
+        figure = Figure(plain, f"{figure.title} ({name})", figure.plot, figure.caption, figure.keys)
+    section.add(figure, absent if count == 1 else f"{name}: {absent}")
+
+
+def _accuracy_table(accuracies: Accuracies, name: str) -> Table:
+    lines = []
+    for rule in ("ood", "id"):
+        for step in accuracies.sft_steps(rule):
+            for rl_step in (0, *accuracies.rl_steps(rule, step)):
+                if mean := accuracies.mean(rule, step, rl_step):
+                    by_seed = ", ".join(f"{number(value)} (seed {seed})" for seed, value in mean.seeds)
+                    over = interval(mean.seed_low, mean.seed_high).strip() or "one seed"
+                    cells = (number(mean.value), interval(mean.low, mean.high).strip(), over, by_seed)
+                    lines.append((rule.upper(), str(step), str(rl_step), *cells))
+    heads = ("rule", "SFT step", "RL step", "accuracy@1", "over problems (Wilson)", "over seeds (t)", "seeds")
+    return Table(f"The numbers{f' ({name})' if name else ''}", heads, lines)
+
+
+def _cell_table(cells: Sequence[Row], name: str) -> Table:
+    lines = [
+        (
+            str(row["sft_step"]),
+            str(row["rl_step"]),
+            f"{number(row['ood_sft'])} → {number(row['ood_rl'])}",
+            number(row["healing"], signed=True),
+            interval(row["healing_low"], row["healing_high"]).strip(),
+            interval(row["healing_seed_low"], row["healing_seed_high"]).strip() or "one seed",
+            "–" if row["q"] is None else f"{row['q']:.2g}",
+            number(row["forgetting"]),
+            number(row["recovery"]) + interval(row["recovery_low"], row["recovery_high"]),
+            row["verdict"] or "",
+        )
+        for row in cells
+    ]
+    heads = (
+        "SFT step",
+        "RL step",
+        "OOD",
+        "healing",
+        "over problems",
+        "over seeds (t)",
+        "q",
+        "forgetting",
+        "recovery",
+    )
+    return Table(f"Every cell with both intervals{f' ({name})' if name else ''}", (*heads, "verdict"), lines)
+
+
+def _spectra(tables: Tables) -> Section:
+    section = Section("spectra", "Drift against rotation")
+    if section.add(
+        figures_weights.drift_and_rotation(tables["spectra"]), "the spectra table (spectra.parquet) is empty."
+    ):
+        heads = ("role", "k", "matrices", "drift of S, %", "angle", "null angle", "stretch", "turn")
+        section.tables.append(
+            Table("By role, over all pairs", heads, figures_weights.by_role(tables["spectra"]), False)
+        )
+        section.lines.append(
+            "Stretch and turn: shares of ‖ΔW‖² on and off the diagonal of UᵀΔWV. Nearly all of a random "
+            "change is off the diagonal too, so a large turn alone is no evidence of rotation."
+        )
+    return section
+
+
+def _edits(tables: Tables, accuracies: Accuracies) -> Section:
+    section = Section("edits", "The edit and its controls")
+    groups = edit_groups(tables, accuracies)
+    if not groups:
+        section.missing.append("the edits table (edits.parquet) holds no scored edit.")
+    for index, group in enumerate(groups[:MOST_EDITS]):
+        section.figures.append(figures_weights.edit(group, index))
+        if "weight_swap" not in group.bars["ood"]:
+            section.missing.append(f"the plain weight swap beside “{group.label}”.")
+    if len(groups) > MOST_EDITS:
+        section.lines.append(
+            f"The first {MOST_EDITS} of {len(groups)} edits are drawn; edits.parquet holds all."
+        )
+    return section
+
+
+def _provenance(source: Source) -> Section:
+    section = Section("provenance", "How these numbers were made")
+    lines = []
+    for name, table in source.tables.items():
+        made = [_made_by(table, column) for column in ("engine", "wrapped_model", "train_run")]
+        lines.append((f"{name}.parquet", str(table.num_rows), *made))
+    heads = ("table", "rows", "engine", "wrapped model", "Ray Train run")
+    section.tables.append(Table("Rows and what made them", heads, lines, folded=False))
+    if source.timings:
+        times = [(stage, f"{seconds:,.1f}") for stage, seconds in source.timings.items()]
+        times.append(("all", f"{sum(source.timings.values()):,.1f}"))
+        section.tables.append(Table("Wall-clock time", ("stage", "seconds"), times, folded=False))
+    else:
+        section.missing.append("stage timings (timings.json).")
+    section.missing += [f"{file}: it cannot be read ({why})." for file, why in source.unreadable.items()]
+    section.lines.append(
+        "Running the study again resumes it; finished stages are reused only where no input changed:"
+    )
+    section.command = _commands(source)
+    return section
+
+
+def _made_by(table: pa.Table, column: str) -> str:
+    """The distinct values of a provenance column; of many, the first two and how many more."""
+    if column not in table.column_names:
+        return "–"
+    values = sorted({str(value) for value in pc.unique(table[column]).to_pylist() if value is not None})
+    more = f" and {len(values) - 2} more" if len(values) > 3 else ""
+    return (", ".join(values[:2] if more else values) + more) or "–"
+
+
+def _commands(source: Source) -> str:
+    """The commands that make these numbers again, storage included where it is not the default."""
+    storage = source.study.get("storage")
+    where = f" --storage {shlex.quote(str(storage))}" if storage and storage != "./runs" else ""
+    name = shlex.quote(source.name)
+    return f"python jobs/grid.py {name}{where}\npython jobs/report.py {name}{where}"

@@ -1,0 +1,151 @@
+"""The report in a real browser: every figure is drawn, nothing is fetched, nothing complains."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.options import Options
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.support.ui import WebDriverWait
+
+from rlheals_ray.report import build_report, findings_of
+from tests.report_tables import empty, nano_like, opposite, write_study
+
+FLAGS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+MARKS = ".scatterlayer .point, .scatterlayer .js-line, .barlayer .point, .heatmaplayer image"
+SECTIONS = ("headline", "healing", "curves", "losses", "rl", "spectra", "edits")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.fail(
+            "chromium and chromedriver are needed to test the report: apt-get install chromium-driver"
+        )
+    options = Options()
+    options.binary_location = chromium
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    chrome = webdriver.Chrome(options=options, service=Service(driver))
+    yield chrome
+    chrome.quit()
+
+
+def look(browser: webdriver.Chrome, page: Path, width: int = 1280) -> list[str]:
+    """Open the page at a width, wait until it is drawn; returns every address that it asked for."""
+    for kind in ("browser", "performance"):
+        browser.get_log(kind)
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(page.as_uri())
+    WebDriverWait(browser, 60).until(
+        lambda chrome: chrome.execute_script("return document.documentElement.dataset.drawn === 'yes'")
+    )
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    return [
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+    ]
+
+
+def plots(browser: webdriver.Chrome) -> dict[str, dict[str, Any]]:
+    """Size and number of visible marks of every plot, by its section."""
+    found: dict[str, dict[str, Any]] = browser.execute_script(
+        """
+        const found = {};
+        for (const plot of document.querySelectorAll(".plot")) {
+          const svg = plot.querySelector("svg.main-svg"), box = svg && svg.getBoundingClientRect();
+          const marks = [...plot.querySelectorAll(arguments[0])].map((mark) => mark.getBoundingClientRect());
+          found[plot.id] = {
+            section: plot.closest("section").id, width: box ? box.width : 0, height: box ? box.height : 0,
+            marks: marks.filter((mark) => mark.width + mark.height > 0).length,
+          };
+        }
+        return found;
+        """,
+        MARKS,
+    )
+    return found
+
+
+@pytest.mark.parametrize("width", [1280, 420])
+def test_every_figure_is_drawn_and_nothing_is_fetched(
+    browser: webdriver.Chrome, tmp_path: Path, width: int
+) -> None:
+    tables = nano_like()
+    page = build_report(write_study(tmp_path / "study", tables))
+    requests = look(browser, page, width)
+    assert [url for url in requests if not url.startswith(("data:", "blob:"))] == [page.as_uri()]
+    assert browser.get_log("browser") == []
+
+    drawn = plots(browser)
+    assert {plot["section"] for plot in drawn.values()} == set(SECTIONS)
+    for name, plot in drawn.items():
+        assert plot["marks"] > 0, name
+        assert plot["width"] > 300 and plot["height"] > 150, name
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+
+    text = browser.execute_script("return document.body.innerText")
+    for finding in findings_of(tables):
+        assert finding.text in text
+    assert "Not there yet" not in text
+
+
+def test_text_of_the_headline_does_not_overlap(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    page = build_report(write_study(tmp_path / "study", nano_like()))
+    for width in (1280, 420):
+        look(browser, page, width)
+        count, overlaps = browser.execute_script(
+            """
+            const texts = [...document.querySelectorAll(
+              "#plot-headline :is(.annotation-text, .xtick text, .ytick text, .xtitle, .ytitle)")]
+              .filter((node) => node.textContent.trim())
+              .map((node) => [node.textContent, node.getBoundingClientRect()]);
+            const hit = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
+              && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3;
+            return [texts.length, texts.flatMap(([a, boxA], i) =>
+              texts.slice(i + 1).filter(([, boxB]) => hit(boxA, boxB)).map(([b]) => `${a} / ${b}`))];
+            """
+        )
+        assert count > 40 and overlaps == [], width
+
+
+def test_an_opposite_result_is_reported_as_such(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    look(browser, build_report(write_study(tmp_path / "study", opposite())))
+    said = browser.execute_script("return document.querySelector('[data-kind=forgetting]').innerText")
+    assert "SFT did not forget here" in said and "disagrees" in said
+    assert browser.get_log("browser") == []
+
+
+def test_an_empty_study_says_what_is_not_there_yet(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    look(browser, build_report(write_study(tmp_path / "study", empty())))
+    for section in SECTIONS:
+        said = browser.execute_script(f"return document.getElementById('{section}').innerText")
+        assert "Not there yet" in said, section
+    assert plots(browser) == {}
+    assert browser.get_log("browser") == []
+
+
+def test_figures_take_the_colours_of_a_dark_page(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    page = build_report(write_study(tmp_path / "study", nano_like([0])))
+    grounds = {}
+    for scheme in ("light", "dark"):
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        look(browser, page)
+        grounds[scheme] = browser.execute_script(
+            "return [getComputedStyle(document.body).backgroundColor,"
+            " document.querySelector('#plot-headline').layout.paper_bgcolor]"
+        )
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert grounds == {"light": ["rgb(255, 255, 255)", "#ffffff"], "dark": ["rgb(20, 23, 26)", "#14171a"]}
