@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
-from statistics import fmean
 
+import numpy as np
 import plotly.graph_objects as go
 
 from rlheals_ray.report.figures import (
@@ -21,6 +20,7 @@ from rlheals_ray.report.figures import (
     panels,
     translucent,
 )
+from rlheals_ray.report.labels import Points, along, free_place
 from rlheals_ray.report.results import Accuracies, Mean, Row
 from rlheals_ray.report.words import interval, number
 
@@ -208,42 +208,40 @@ class _Panel:
             )
 
     def labels(self, trunk: Means, healed: Means, healed_name: str) -> None:
-        """Names beside the lines: the upper line's above it, the lower's below."""
-        shared = [step for step in healed if step in trunk and trunk[step].value >= 0.15]
-        spot = max(shared, key=lambda step: abs(healed[step].value - trunk[step].value), default=None)
-        if spot is None:
-            spot = max(trunk, key=lambda step: trunk[step].value)
-        up = spot in healed and healed[spot].value >= trunk[spot].value
-        self._label(trunk, spot, "after SFT", SFT_BLUE, above=not up)
-        starts = sorted(step for step in healed if step > 0)
-        ends = max(pairwise(starts), key=self._length, default=None)
-        if ends and self._length(ends) >= 3:
-            # A long stretch without marks, such as the one before the first late start, is free.
-            x, y = (fmean(self.at[s] for s in ends), fmean(healed[s].value for s in ends))
-            place = {"x": x, "y": y, "yshift": 15 if up else -15}
-            self._name(healed_name, RL_ORANGE, **place)
-        elif spot in healed:
-            self._label(healed, spot, healed_name, RL_ORANGE, above=up)
+        """Names beside the lines, clear of marks, intervals, arrows and each other."""
+        lines = {"after SFT": (trunk, SFT_BLUE), healed_name: (healed, RL_ORANGE)}
+        drawn = {name: self._along(means) for name, (means, _) in lines.items() if means}
+        bars = [self._bars(means) for means, _ in lines.values()]
+        arrows = [
+            along([self.at[step] + 0.22] * 2, [trunk[step].value, healed[step].value])
+            for step in healed
+            if step in trunk
+        ]
+        placed: list[Points] = []
+        low, high = np.array([-0.6, -0.02]), np.array([len(self.at) - 0.35, GAINS_AT - 0.03])
+        for name, line in drawn.items():
+            others = [points for other, points in drawn.items() if other != name]
+            # 8 pixels a letter on a panel 440 wide; 9 pixels half a line on one 330 high.
+            half = (4 * len(name) * len(self.at) / 440, 9 * (GAINS_AT + 0.13) / 330)
+            x, y = free_place(line, [*others, *bars, *arrows, *placed], half, (low, high))
+            placed += [along([x - half[0], x + half[0]], [row, row]) for row in (y - half[1], y, y + half[1])]
+            font = {"color": lines[name][1], "size": 14}
+            self.figure.add_annotation(
+                x=x, y=y, text=f"<b>{name}</b>", showarrow=False, font=font, **self.refs
+            )
 
-    def _length(self, ends: tuple[int, int]) -> int:
-        return self.at[ends[1]] - self.at[ends[0]]
+    def _along(self, means: Means) -> Points:
+        return along([self.at[step] for step in means], [mean.value for mean in means.values()])
 
-    def _label(self, means: Means, spot: int, name: str, colour: str, *, above: bool) -> None:
-        """A name at one of the line's marks, on the side that the line's slope leaves free."""
-        side = 1 if above != _rises(means, spot) else -1
-        self._name(
-            name,
-            colour,
-            x=self.at[spot],
-            y=means[spot].value,
-            xanchor="left" if side > 0 else "right",
-            xshift=8 * side,
-            yshift=17 if above else -17,
-        )
-
-    def _name(self, name: str, colour: str, **place: float | str) -> None:
-        font = {"color": colour, "size": 14}
-        self.figure.add_annotation(text=f"<b>{name}</b>", showarrow=False, font=font, **place, **self.refs)
+    def _bars(self, means: Means) -> Points:
+        """Ends of the intervals and single seeds."""
+        spots = [
+            (self.at[step], value)
+            for step, mean in means.items()
+            for value in (mean.low, mean.high, *(seed for _, seed in mean.seeds))
+            if value is not None
+        ]
+        return np.array(spots, dtype=np.float64).reshape(-1, 2)
 
 
 def _bounds(means: Means) -> tuple[list[float], list[float]]:
@@ -254,11 +252,3 @@ def _bounds(means: Means) -> tuple[list[float], list[float]]:
 def _hover(step: int, mean: Mean) -> str:
     over = f"; over seeds{interval(mean.seed_low, mean.seed_high)}" if mean.seed_low is not None else ""
     return f"SFT step {step}: {number(mean.value)}{interval(mean.low, mean.high)} over problems{over}"
-
-
-def _rises(means: Means, spot: int) -> bool:
-    """Whether the line goes up around `spot`."""
-    steps = sorted(means)
-    where = steps.index(spot)
-    before, after = steps[max(0, where - 1)], steps[min(len(steps) - 1, where + 1)]
-    return means[after].value > means[before].value

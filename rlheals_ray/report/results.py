@@ -98,7 +98,7 @@ def variants(tables: Tables) -> list[Variant]:
                 continue
             found[variant] = found.get(variant, 0) + 1
         if found:
-            return sorted(found, key=lambda variant: (-found[variant], str(variant)))
+            return sorted(found, key=lambda variant: -found[variant])  # of equals, the first in the table
     recipes = [row["recipe"] for row in tables["scores"].to_pylist() if row["stage"] == "sft"]
     return [Variant(recipes[0] if recipes else None, None)]
 
