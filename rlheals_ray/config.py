@@ -81,8 +81,8 @@ class SFTSettings(_Settings):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     adam_betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: PositiveFloat = 1.0
-    examples: PositiveInt = 648
-    """Training problems of the ID rule; each epoch draws a fresh demonstration for every one of them."""
+    examples: PositiveInt | None = None
+    """Training problems of the ID rule (null: all there are); each epoch demonstrates every one afresh."""
 
     @field_validator("steps")
     @classmethod
@@ -166,6 +166,7 @@ class EvaluationSettings(_Settings):
     """Per rule."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
     max_attempts: PositiveInt = 3
+    max_new_tokens: PositiveInt = 40
     seed: int = 0
 
 
@@ -209,7 +210,9 @@ class Study(_Settings):
     @classmethod
     def _seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(seeds)) != len(seeds) or min(seeds) < 0:
-            raise ValueError(f"seeds must be distinct and not negative; write {sorted({abs(s) for s in seeds})}")
+            raise ValueError(
+                f"seeds must be distinct and not negative; write {sorted({abs(s) for s in seeds})}"
+            )
         return seeds
 
     @model_validator(mode="after")
@@ -260,7 +263,9 @@ def _read(study: str) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"STUDY: {study!r} cannot be read ({error.strerror}); check the path.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"STUDY: {study!r} is not valid YAML ({' '.join(str(error).split())}); mend the file.") from None
+        raise InputError(
+            f"STUDY: {study!r} is not valid YAML ({' '.join(str(error).split())}); mend the file."
+        ) from None
     if not isinstance(values, dict):
         raise InputError(f"STUDY: {study!r} holds a {type(values).__name__}; a study is a mapping of fields.")
     return values
@@ -273,14 +278,18 @@ def _apply(values: dict[str, Any], override: str) -> None:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise InputError(f"{field}: the value {text!r} is not valid YAML; quote it or mend the brackets.") from None
+        raise InputError(
+            f"{field}: the value {text!r} is not valid YAML; quote it or mend the brackets."
+        ) from None
     *parents, leaf = field.split(".")
     node: Any = values
     for depth, key in enumerate([*parents, leaf]):
         if isinstance(node, list) and key.isdigit() and int(key) < len(node):
             key = int(key)  # type: ignore[assignment]
         elif not isinstance(node, dict):
-            raise InputError(f"{field}: {'.'.join(field.split('.')[:depth])} has no field {key!r}; check the name.")
+            raise InputError(
+                f"{field}: {'.'.join(field.split('.')[:depth])} has no field {key!r}; check the name."
+            )
         if depth == len(parents):
             node[key] = value
         else:

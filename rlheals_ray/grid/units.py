@@ -1,0 +1,179 @@
+"""Every unit of work of a study, its name and its fingerprint: what must be done, and what is done.
+
+Fingerprints chain: a unit hashes its own settings, the version of its code, and its parents. `seeds`
+is in none of them, so that adding a seed adds work and repeats nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from rlheals_ray.config import EditSettings, Study
+from rlheals_ray.rl.names import branch_checkpoint
+from rlheals_ray.sft.names import BASE, trunk_checkpoint
+from rlheals_ray.storage import Unit, fingerprint
+from rlheals_ray.tasks import get_task
+
+CODE = {"base": 1, "sft": 1, "losses": 1, "rl": 1, "probe": 1, "spectra": 1, "edit": 1}
+"""Raise a stage's number when its code changes what it computes: old results are then redone."""
+
+EDIT_KINDS = ("edit", "weight_swap", "interpolation")
+"""An edit never stands without its controls: the plain swap of the same matrices, and the straight way
+to the donor at the same distance."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A checkpoint to be probed, and what the scores table says of it."""
+
+    unit: Unit
+    checkpoint: str
+    checkpoint_fingerprint: str
+    stage: str
+    seed: int | None
+    sft_step: int | None
+    rl_step: int | None
+
+
+@dataclass(frozen=True)
+class StudyUnits:
+    """All units of a study that its settings alone determine (edits also depend on where the peak is)."""
+
+    study: Study
+
+    @cached_property
+    def task(self) -> str:
+        return get_task(self.study.task.name, **self.study.task.options).fingerprint()
+
+    @cached_property
+    def base(self) -> Unit:
+        return Unit("base", fingerprint(code=CODE["base"], base=self.study.base.model_dump(), task=self.task))
+
+    def trunk(self, seed: int) -> Unit:
+        settings = self.study.sft.model_dump(exclude={"workers"})
+        return Unit(
+            f"sft/seed={seed}",
+            fingerprint(
+                code=CODE["sft"], sft=settings, seed=seed, task=self.task, parent=self.base.fingerprint
+            ),
+        )
+
+    def losses(self, seed: int) -> Unit:
+        return Unit(
+            f"losses/seed={seed}",
+            fingerprint(code=CODE["losses"], problems=self._problems, parent=self.trunk(seed).fingerprint),
+        )
+
+    def branch(self, seed: int, sft_step: int) -> Unit:
+        settings = self.study.rl.model_dump(exclude={"workers", "from_steps"})
+        return Unit(
+            f"rl/seed={seed}/sft_step={sft_step:06d}",
+            fingerprint(
+                code=CODE["rl"],
+                rl=settings,
+                sft_step=sft_step,
+                generation=self._generation,
+                parent=self.trunk(seed).fingerprint,
+            ),
+        )
+
+    def branches(self) -> Iterator[tuple[int, int, Unit]]:
+        """(seed, SFT step, unit) of every branch."""
+        for seed in self.study.seeds:
+            for step in self.study.rl.from_steps:
+                yield seed, step, self.branch(seed, step)
+
+    def base_probe(self) -> Probe:
+        return self._probe(BASE, self.base.fingerprint, "base", None, None, None)
+
+    def trunk_probes(self, seed: int) -> list[Probe]:
+        parent = self.trunk(seed).fingerprint
+        return [
+            self._probe(trunk_checkpoint(seed, step), parent, "sft", seed, step, 0)
+            for step in self.study.sft.steps
+        ]
+
+    def branch_probes(self, seed: int, sft_step: int) -> list[Probe]:
+        parent = self.branch(seed, sft_step).fingerprint
+        return [
+            self._probe(branch_checkpoint(seed, sft_step, budget), parent, "rl", seed, sft_step, budget)
+            for budget in self.study.rl.budgets
+            if budget > 0
+        ]
+
+    def probes(self) -> list[Probe]:
+        """Every probe of the map, in the order of the scores table."""
+        out = [self.base_probe()]
+        for seed in self.study.seeds:
+            out += self.trunk_probes(seed)
+            for step in self.study.rl.from_steps:
+                out += self.branch_probes(seed, step)
+        return out
+
+    def spectra(self, seed: int, peak: int) -> Unit:
+        """Comparisons of one seed's checkpoints; they depend on which SFT step is the peak."""
+        return Unit(
+            f"spectra/seed={seed}",
+            fingerprint(
+                code=CODE["spectra"],
+                spectra=self.study.spectra.model_dump(),
+                peak=peak,
+                trunk=self.trunk(seed).fingerprint,
+                branches=[self.branch(seed, step).fingerprint for step in self.study.rl.from_steps],
+            ),
+        )
+
+    def edit(self, seed: int, edit: EditSettings, kind: str, peak: int) -> tuple[Unit, Probe]:
+        """The unit that writes an edited checkpoint, and its probe."""
+        name = edit_name(seed, edit, kind)
+        unit = Unit(
+            f"edit/{name}",
+            fingerprint(
+                code=CODE["edit"],
+                edit=edit.model_dump(),
+                kind=kind,
+                peak=peak,
+                roles=self.study.spectra.roles,
+                parent=self.trunk(seed).fingerprint,
+            ),
+        )
+        return unit, self._probe(f"edit/{name}", unit.fingerprint, "edit", seed, None, None)
+
+    def _probe(
+        self,
+        checkpoint: str,
+        parent: str,
+        stage: str,
+        seed: int | None,
+        sft_step: int | None,
+        rl_step: int | None,
+    ) -> Probe:
+        own = fingerprint(checkpoint=checkpoint, parent=parent)
+        unit = Unit(
+            f"probe/{checkpoint}",
+            fingerprint(
+                code=CODE["probe"],
+                evaluation=self.study.evaluation.model_dump(),
+                generation=self._generation,
+                task=self.task,
+                parent=own,
+            ),
+        )
+        return Probe(unit, checkpoint, own, stage, seed, sft_step, rl_step)
+
+    @property
+    def _problems(self) -> dict[str, int]:
+        return {"problems": self.study.evaluation.problems, "seed": self.study.evaluation.seed}
+
+    @property
+    def _generation(self) -> dict[str, object]:
+        rollout = self.study.rollout
+        return {"engine": rollout.engine, "dtype": rollout.dtype, "max_model_len": rollout.max_model_len}
+
+
+def edit_name(seed: int, edit: EditSettings, kind: str) -> str:
+    """The id of an edit, also its directory: `seed=0_peak-into-latest_UV_k=all_edit`."""
+    k = "all" if edit.k is None else edit.k
+    return f"seed={seed}_{edit.donor}-into-{edit.recipient}_{edit.factors}_k={k}_{kind}"

@@ -1,0 +1,1 @@
+"""Models on disk: lazy safetensors checkpoints, chat formats, and the nano base model."""

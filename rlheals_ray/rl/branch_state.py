@@ -1,0 +1,56 @@
+"""A branch's resumable state: policy, critic, both optimisers, the rows so far; one safetensors file.
+
+One file, because it is replaced atomically; safetensors, because nothing here is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.optim import Optimizer
+
+
+def save_state(
+    path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer], **progress: Any
+) -> None:
+    """Write modules, optimisers and JSON-like `progress`, replacing the file at `path` as a whole."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, module in modules.items():
+        tensors |= {f"{name}/{key}": value.contiguous() for key, value in module.state_dict().items()}
+    for name, optimizer in optimizers.items():
+        for index, moments in optimizer.state_dict()["state"].items():
+            tensors |= {f"{name}/{index}/{key}": torch.as_tensor(value) for key, value in moments.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    save_file(tensors, temporary, metadata={"progress": json.dumps(progress)})
+    temporary.replace(path)
+
+
+def load_state(
+    path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]
+) -> dict[str, Any] | None:
+    """Restore what `save_state` wrote; returns `progress`, or None when there is no state."""
+    if not path.exists():
+        return None
+    with safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        progress: dict[str, Any] = json.loads(file.metadata()["progress"])
+    for name, module in modules.items():
+        module.load_state_dict(
+            {k.removeprefix(f"{name}/"): v for k, v in tensors.items() if k.startswith(f"{name}/")}
+        )
+    for name, optimizer in optimizers.items():
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith(f"{name}/"):
+                _, index, field = key.split("/")
+                moments.setdefault(int(index), {})[field] = value
+        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    return progress

@@ -1,0 +1,103 @@
+"""What an episode is: a problem, and up to `max_attempts` turns at it.
+
+Token ids, log-probabilities and the identity of the weights are append-only per turn; nothing is
+decoded and encoded again, so the learner sees exactly what the engine sampled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from rlheals_ray import tables
+from rlheals_ray.tasks import Problem, Verdict
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Which weights an engine holds: a checkpoint's fingerprint and the RL updates made since."""
+
+    checkpoint: str
+    update: int = 0
+
+
+class WrongWeights(RuntimeError):
+    """A generator was asked to answer for weights that it does not hold."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn. Learning needs `logprobs`: those of the sampling distribution itself."""
+
+    temperature: float
+    max_new_tokens: int
+    max_attempts: int
+    logprobs: bool = False
+
+
+@dataclass(frozen=True)
+class EpisodeRequest:
+    """One problem to attempt; `seed` seeds every turn of the episode."""
+
+    problem: Problem
+    seed: tuple[int | str, ...] = ()
+
+    def turn_seed(self, turn: int) -> int:
+        """A 62-bit seed for one turn, the same in every process."""
+        digest = hashlib.blake2b(repr((*self.seed, turn)).encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") >> 2
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One attempt. `prompt_ids` are the environment's new tokens only; `completion_ids` the model's."""
+
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    logprobs: list[float]
+    ended: bool
+    """Whether the model closed its turn; False means that it ran into `max_new_tokens`."""
+    answer: str
+    verdict: Verdict
+
+
+@dataclass
+class Episode:
+    """The finished turns of one problem, made with one version of the weights."""
+
+    problem: Problem
+    weights: Weights
+    turns: list[Turn] = field(default_factory=list)
+
+    @property
+    def solved_at(self) -> int | None:
+        """The attempt that solved it, counted from 1."""
+        return next((i for i, turn in enumerate(self.turns, 1) if turn.verdict.solved), None)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the model wrote."""
+        return sum(len(turn.completion_ids) for turn in self.turns)
+
+
+def episodes_table(checkpoint: str, episodes: Sequence[Episode]) -> pa.Table:
+    """Episodes as rows of tables/episodes.parquet."""
+    return tables.table("episodes", [_row(checkpoint, episode) for episode in episodes])
+
+
+def _row(checkpoint: str, episode: Episode) -> dict[str, Any]:
+    verdicts = [turn.verdict for turn in episode.turns]
+    return {
+        "checkpoint": checkpoint,
+        "rule": episode.problem.rule,
+        "problem_id": episode.problem.id,
+        "attempts": len(verdicts),
+        "solved_at": episode.solved_at,
+        "well_formed": [verdict.well_formed for verdict in verdicts],
+        "rewards": [verdict.reward for verdict in verdicts],
+        "answers": [turn.answer for turn in episode.turns],
+    }

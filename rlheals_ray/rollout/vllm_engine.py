@@ -1,0 +1,106 @@
+"""vLLM behind the engine seam, in one process, with weights that can be replaced while it is warm.
+
+Import this module only inside a generator's process: vLLM changes process-wide settings (it makes
+torch.set_num_threads a no-op) and reads its environment variables (vllm_environment.py) when it is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm import LLM, SamplingParams
+from vllm.inputs import TokensPrompt
+from vllm.sampling_params import RequestOutputKind
+
+from rlheals_ray.config import RolloutSettings
+from rlheals_ray.models.checkpoint import Checkpoint
+from rlheals_ray.rollout.engine import Completion
+
+
+class WeightReceiver:
+    """vLLM worker extension: replaces the weights in place."""
+
+    model_runner: Any
+
+    def load(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
+        self.model_runner.reload_weights(weights_iterator=tensors, is_checkpoint_format=True)
+        # With tied embeddings on CPU the head was prepacked from the old embedding and would stay so.
+        head = getattr(self.model_runner.get_model(), "lm_head", None)
+        if head is not None and hasattr(head, "quant_method"):
+            head.quant_method.process_weights_after_loading(head)
+
+
+class VllmEngine:
+    """One vLLM engine. Log-probabilities are those of the sampling distribution, temperature included."""
+
+    name = "vllm"
+
+    def __init__(self, directory: Path, settings: RolloutSettings, stop_ids: Iterable[int]) -> None:
+        """Build the engine for the architecture in `directory`; weights come later (load_format dummy)."""
+        self._stop = sorted(stop_ids)
+        self._llm = LLM(
+            str(directory),
+            load_format="dummy",
+            skip_tokenizer_init=True,
+            dtype=settings.dtype,
+            enforce_eager=True,
+            kv_cache_memory_bytes=settings.kv_cache_mib << 20,
+            max_model_len=settings.max_model_len,
+            max_num_seqs=settings.max_num_seqs,
+            max_num_batched_tokens=max(8192, settings.max_model_len),
+            logprobs_mode="processed_logprobs",
+            disable_log_stats=True,
+            worker_extension_cls=f"{__name__}.{WeightReceiver.__name__}",
+        )
+        self._engine = self._llm.llm_engine
+
+    def submit(
+        self,
+        request_id: str,
+        ids: Sequence[int],
+        *,
+        temperature: float,
+        max_new_tokens: int,
+        seed: int,
+        logprobs: bool,
+    ) -> None:
+        params = SamplingParams(
+            temperature=temperature,
+            max_tokens=max_new_tokens,
+            seed=seed if temperature > 0 else None,
+            logprobs=0 if logprobs else None,
+            stop_token_ids=self._stop,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        self._engine.add_request(request_id, TokensPrompt(prompt_token_ids=list(ids)), params)
+
+    def step(self) -> list[Completion]:
+        return [_completion(output) for output in self._engine.step() if output.finished]
+
+    def busy(self) -> bool:
+        return bool(self._engine.has_unfinished_requests())
+
+    def abort(self) -> None:
+        unfinished = list(self._engine.output_processor.request_states)
+        self._engine.abort_request(unfinished, internal=True)
+
+    def load_checkpoint(self, directory: Path) -> None:
+        checkpoint = Checkpoint(directory)
+        self.load_weights((name, checkpoint.tensor(name)) for name in checkpoint.names())
+
+    def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        self._llm.collective_rpc("load", args=(iter(tensors),))
+        # Cached keys and values belong to the old weights; serving them would be silently wrong.
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM kept its prefix cache after a weight update: requests are still running")
+
+
+def _completion(output: Any) -> Completion:
+    sampled = output.outputs[0]
+    ids = list(sampled.token_ids)
+    logprobs = [position[token].logprob for token, position in zip(ids, sampled.logprobs or (), strict=False)]
+    return Completion(output.request_id, ids, logprobs, sampled.finish_reason == "stop")

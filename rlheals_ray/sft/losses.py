@@ -1,0 +1,49 @@
+"""Held-out losses of saved trunk checkpoints: ID and OOD, scored apart from the SFT workers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
+
+from rlheals_ray.config import TaskSettings
+from rlheals_ray.models.chat import ChatFormat
+from rlheals_ray.sft.data import IGNORE, Example, evaluation_examples
+from rlheals_ray.tasks import Problem, get_task
+
+BATCH = 64
+
+
+def held_out_losses(
+    directories: Sequence[Path], task_settings: TaskSettings, problems: Sequence[Problem]
+) -> list[float]:
+    """Mean response-token loss (nats) of each checkpoint on the canonical demonstrations of `problems`."""
+    task = get_task(task_settings.name, **task_settings.options)
+    examples = evaluation_examples(task, ChatFormat.of(directories[0]), problems)
+    return [_loss(directory, examples) for directory in directories]
+
+
+@torch.inference_mode()
+def _loss(directory: Path, examples: Sequence[Example]) -> float:
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    total, count = 0.0, 0
+    for start in range(0, len(examples), BATCH):
+        batch = examples[start : start + BATCH]
+        ids = _pad([example.input_ids for example in batch], 0)
+        labels = _pad([example.labels for example in batch], IGNORE)[:, 1:]
+        logits = model(input_ids=ids).logits[:, :-1].float()
+        total += F.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum"
+        ).item()
+        count += int((labels != IGNORE).sum())
+    return total / count
+
+
+def _pad(rows: Sequence[list[int]], value: int) -> torch.Tensor:
+    # Right padding: under causal attention no real token sees it.
+    return torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(row) for row in rows], batch_first=True, padding_value=value
+    )

@@ -1,0 +1,204 @@
+"""Trains one trunk inside a Ray Train worker group: TRL's SFTTrainer, checkpoints at the study's steps.
+
+Restarted, it resumes from the last step whose checkpoint was published, with optimiser, schedule and
+data order.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from trl import SFTConfig, SFTTrainer
+
+from rlheals_ray import tables
+from rlheals_ray.config import Study
+from rlheals_ray.models.chat import ChatFormat
+from rlheals_ray.received import record_received
+from rlheals_ray.sft.data import Example, training_examples
+from rlheals_ray.sft.names import trunk_checkpoint
+from rlheals_ray.storage import StudyFiles, Unit, new_directory
+from rlheals_ray.tasks import get_task
+from rlheals_ray.training import Report
+
+RESUME_FILES = {"optimizer.pt", "scheduler.pt", "trainer_state.json", "training_args.bin"}
+"""What the trainer keeps beside a model to resume; it does not belong into a published checkpoint."""
+
+
+def train_trunk(study: Study, files: StudyFiles, seed: int, unit: Unit, base: str, report: Report) -> None:
+    """Train the trunk of `seed` from checkpoint `base`; called on every rank of a worker group.
+
+    Leaves checkpoints/sft/seed=S/step=N for every N of sft.steps, the trunk's part of tables/sft
+    without the held-out losses (they are scored elsewhere, from the checkpoints), and its marker.
+    """
+    import ray.train
+
+    context = ray.train.get_context()
+    settings = study.sft
+    task = get_task(study.task.name, **study.task.options)
+    base_directory = files.checkpoint(base)
+    examples = training_examples(task, ChatFormat.of(base_directory), settings, seed)
+    state = files.state(unit)
+    log = _TrunkLog(study, files, seed, state, report, is_main=context.get_world_rank() == 0)
+    if context.get_world_rank() == 0:
+        record_received(files.received(unit), task, [example.problem for example in examples])
+        if 0 in settings.steps:
+            _publish(base_directory, files.checkpoint(trunk_checkpoint(seed, 0)))
+    trainer = SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(base_directory, dtype=torch.float32),
+        args=_arguments(study, seed, state, context.get_world_size()),
+        train_dataset=_dataset(examples),
+        processing_class=ChatFormat.of(base_directory).tokenizer,
+        callbacks=[log],
+    )
+    trainer.train(resume_from_checkpoint=log.resume_point())
+    if context.get_world_rank() == 0:
+        rows = log.rows(type(trainer.model_wrapped).__name__, context.get_experiment_name())
+        files.write_part("sft", unit, tables.table("sft", rows))
+        files.mark_done(unit)
+        shutil.rmtree(state, ignore_errors=True)
+
+
+def _dataset(examples: list[Example]) -> datasets.Dataset:
+    return datasets.Dataset.from_dict(
+        {"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]}
+    )
+
+
+def _arguments(study: Study, seed: int, state: Path, world_size: int) -> SFTConfig:
+    settings = study.sft
+    schedule = "constant_with_warmup" if settings.lr_schedule == "constant" else settings.lr_schedule
+    return SFTConfig(
+        output_dir=str(state),
+        max_steps=settings.steps[-1],
+        per_device_train_batch_size=settings.batch_size // world_size,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=schedule,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.adam_betas[0],
+        adam_beta2=settings.adam_betas[1],
+        max_grad_norm=settings.max_grad_norm,
+        train_sampling_strategy="sequential",
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+        packing=False,
+        remove_unused_columns=False,
+        dataloader_drop_last=True,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=False,
+        gradient_checkpointing=False,
+        logging_steps=1,
+        save_strategy="no",
+        save_total_limit=2,
+        report_to=[],
+        disable_tqdm=True,
+        seed=seed,
+    )
+
+
+class _TrunkLog(TrainerCallback):
+    """Saves and publishes the trunk's checkpoints and keeps its log; the trainer calls it."""
+
+    def __init__(
+        self, study: Study, files: StudyFiles, seed: int, state: Path, report: Report, *, is_main: bool
+    ) -> None:
+        self._study, self._files, self._seed = study, files, seed
+        self._state, self._report, self._is_main = state, report, is_main
+        self._start = time.perf_counter()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if state.global_step in self._study.sft.steps:
+            control.should_save = True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        if logs and "loss" in logs and self._is_main:
+            # The trainer's own history survives a restart with the rest of its state.
+            state.log_history[-1]["seconds"] = time.perf_counter() - self._start
+            self._history = state.log_history
+            self._report({"step": state.global_step, "of": state.max_steps, "loss": float(logs["loss"])})
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self._is_main:
+            saved = self._state / f"checkpoint-{state.global_step}"
+            _publish(saved, self._files.checkpoint(trunk_checkpoint(self._seed, state.global_step)))
+            (saved / "PUBLISHED").touch()
+
+    def resume_point(self) -> str | None:
+        """The newest saved state whose checkpoint was published."""
+        saved = sorted(
+            self._state.glob("checkpoint-*/PUBLISHED"), key=lambda p: int(p.parent.name.split("-")[1])
+        )
+        return str(saved[-1].parent) if saved else None
+
+    def rows(self, wrapped_model: str, train_run: str) -> list[dict[str, Any]]:
+        """One row per saved step; train_loss and grad_norm are means over the updates since the one before."""
+        history = {entry["step"]: entry for entry in self._history if "loss" in entry}
+        rows, previous = [], 0
+        for step in self._study.sft.steps:
+            updates = [history[s] for s in range(previous + 1, step + 1) if s in history]
+            rows.append(
+                {
+                    "recipe": self._study.sft.recipe,
+                    "seed": self._seed,
+                    "step": step,
+                    "train_loss": _mean(updates, "loss"),
+                    "id_loss": None,
+                    "ood_loss": None,
+                    "learning_rate": updates[-1]["learning_rate"] if updates else None,
+                    "grad_norm": _mean(updates, "grad_norm"),
+                    "tokens": int(updates[-1].get("num_tokens", 0)) if updates else 0,
+                    "seconds": sum(_durations(updates, history)),
+                    "engine": "trl.SFTTrainer",
+                    "wrapped_model": wrapped_model,
+                    "train_run": train_run,
+                }
+            )
+            previous = step
+        return rows
+
+
+def _mean(updates: list[Any], key: str) -> float | None:
+    return sum(float(update[key]) for update in updates) / len(updates) if updates else None
+
+
+def _durations(updates: list[Any], history: Mapping[int, Any]) -> list[float]:
+    """Seconds of each update; a restarted clock counts from its own start."""
+    out = []
+    for update in updates:
+        before = history.get(update["step"] - 1, {}).get("seconds", 0.0)
+        elapsed = update["seconds"] - before
+        out.append(elapsed if elapsed > 0 else update["seconds"])
+    return out
+
+
+def _publish(source: Path, target: Path) -> None:
+    """Copy the model's files of a saved state to where checkpoints live, as a whole."""
+    with new_directory(target) as directory:
+        for file in source.iterdir():
+            resume_only = file.name in RESUME_FILES or file.name.startswith("rng_state")
+            if file.is_file() and not resume_only and file.name != "PUBLISHED":
+                shutil.copy2(file, directory / file.name)

@@ -1,0 +1,183 @@
+"""Where a study's files stand, and how they are written: atomically, each behind a marker.
+
+A *unit* is a piece of work with one result: the base model, a trunk, a branch, a probe, an edit. Its
+fingerprint hashes its declared inputs, its parents' fingerprints and the version of its code. A unit
+is done when its marker, holding exactly that fingerprint, is there; a marker with another fingerprint
+means that an input changed, and the unit is done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rlheals_ray.config import InputError
+from rlheals_ray.tables import SCHEMAS, concatenate
+
+
+def fingerprint(**inputs: Any) -> str:
+    """A short stable hash of JSON-like inputs."""
+    text = json.dumps(inputs, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}-{time.monotonic_ns()}")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, sort_keys=False, default=str) + "\n")
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    pq.write_table(table, temporary)
+    temporary.replace(path)
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A directory that appears at `path` whole when the block ends, replacing what was there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            old = _temporary(path)
+            path.rename(old)
+            temporary.rename(path)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of work: a name that is also a relative path, and the fingerprint of its inputs."""
+
+    name: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class StudyFiles:
+    """The files of one study. Local or shared (NFS-like) directories; see docs/decisions.md on URIs."""
+
+    root: Path
+
+    @classmethod
+    def at(cls, storage: str, name: str) -> StudyFiles:
+        """The files of study `name` under `storage`; raises InputError for a storage that is no directory path."""
+        if "://" in storage and not storage.startswith("file://"):
+            raise InputError(
+                f"storage (got {storage!r}): only local or shared directories are supported so far; "
+                "mount the bucket and give its path."
+            )
+        return cls(Path(storage.removeprefix("file://")).expanduser().resolve() / name)
+
+    def check_writable(self) -> None:
+        """Raises InputError, having written nothing, when the study could not be written here."""
+        existing = next(parent for parent in (self.root, *self.root.parents) if parent.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            raise InputError(
+                f"storage (got {str(self.root.parent)!r}): {str(existing)!r} is not a writable directory; "
+                "choose another with --storage or change its permissions."
+            )
+
+    # --- checkpoints
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    def checkpoint(self, name: str) -> Path:
+        """The directory of a checkpoint by its name, such as `sft/seed=0/step=000120`."""
+        return self.checkpoints / name
+
+    # --- markers
+
+    def _marker(self, unit: Unit) -> Path:
+        return self.root / "markers" / f"{unit.name}.json"
+
+    def is_done(self, unit: Unit) -> bool:
+        return self.recorded(unit) == unit.fingerprint
+
+    def recorded(self, unit: Unit) -> str | None:
+        """The fingerprint under which the unit was last done, if it was."""
+        try:
+            return str(json.loads(self._marker(unit).read_text())["fingerprint"])
+        except (FileNotFoundError, ValueError, KeyError):
+            return None
+
+    def details(self, unit: Unit) -> dict[str, Any]:
+        """What was recorded with the marker of a unit that is done."""
+        return dict(json.loads(self._marker(unit).read_text()))
+
+    def mark_done(self, unit: Unit, **details: Any) -> None:
+        """The last write of a unit."""
+        write_json(self._marker(unit), {"fingerprint": unit.fingerprint, **details})
+
+    # --- tables
+
+    def table(self, name: str) -> Path:
+        return self.root / "tables" / f"{name}.parquet"
+
+    def read_table(self, name: str) -> pa.Table:
+        """A compacted table; empty when it is not there."""
+        path = self.table(name)
+        return pq.read_table(path) if path.exists() else SCHEMAS[name].empty_table()
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        write_parquet(self.table(name), table)
+
+    def _part(self, name: str, unit: str) -> Path:
+        return self.root / "parts" / name / f"{unit}.parquet"
+
+    def write_part(self, name: str, unit: Unit, table: pa.Table) -> None:
+        write_parquet(self._part(name, unit.name), table)
+
+    def read_part(self, name: str, unit: Unit) -> pa.Table:
+        return pq.read_table(self._part(name, unit.name))
+
+    def compact(self, name: str, units: Sequence[Unit]) -> pa.Table:
+        """Write table `name` from the parts of those of `units` that are done, in their order."""
+        done = [unit for unit in units if self.is_done(unit) and self._part(name, unit.name).exists()]
+        table = concatenate(name, [self.read_part(name, unit) for unit in done])
+        self.write_table(name, table)
+        return table
+
+    # --- what else a run keeps
+
+    def state(self, unit: Unit) -> Path:
+        """The directory of a unit's resumable state; removed when the unit is done."""
+        return self.root / "state" / f"{unit.name}-{unit.fingerprint}"
+
+    def received(self, unit: Unit) -> Path:
+        """Which problems a worker was given: the evidence that the OOD rule never reached it."""
+        return self.root / "received" / f"{unit.name}.parquet"
+
+    def record_timing(self, timings: Mapping[str, float]) -> None:
+        write_json(self.root / "timings.json", dict(timings))

@@ -1,0 +1,209 @@
+"""Ray Train worker groups that are started once and reused: trunks of SFT and branches of RL are work
+items that a warm group takes from a queue.
+
+Starting a group costs half a minute of imports; a map of a small model has dozens of trunks and
+branches of as much each. The same training functions run at any number of workers. When a worker
+dies, Ray Train restarts its group, and the item that it was at is handed to the group again; the
+training function resumes from its own state on storage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+MAX_FAILURES = 2
+"""How often one work item may lose its worker group before it counts as failed."""
+
+Report = Callable[[Mapping[str, Any]], None]
+"""How a training function tells its progress; rows reach `WorkQueue.follow`."""
+
+
+class WorkFailed(RuntimeError):
+    """A work item failed; the message holds the worker's traceback."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A training function by its importable name, `package.module:function`, and its arguments."""
+
+    key: str
+    function: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass
+class _Item:
+    work: Work
+    rows: list[Mapping[str, Any]] = field(default_factory=list)
+    error: str | None = None
+    finished: bool = False
+    attempts: int = 0
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def notify(self) -> None:
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+
+class WorkQueue:
+    """An asynchronous Ray actor between those who want work done and the groups that do it."""
+
+    def __init__(self) -> None:
+        self._items: dict[str, _Item] = {}
+        self._waiting: deque[str] = deque()
+        self._at: dict[str, str] = {}
+        self._arrived = asyncio.Condition()
+        self._closed = False
+
+    async def submit(self, work: Work) -> None:
+        async with self._arrived:
+            self._items[work.key] = _Item(work)
+            self._waiting.append(work.key)
+            self._arrived.notify_all()
+
+    async def close(self) -> None:
+        """Let every idle group end."""
+        async with self._arrived:
+            self._closed = True
+            self._arrived.notify_all()
+
+    async def take(self, group: str) -> Work | None:
+        """The group's next item; the one it was at, when it was restarted; None when the queue is closed."""
+        if group in self._at:
+            item = self._items[self._at[group]]
+            item.attempts += 1
+            if item.attempts <= MAX_FAILURES:
+                return item.work
+            await self.finish(group, f"its worker group died {item.attempts} times")
+        async with self._arrived:
+            await self._arrived.wait_for(lambda: self._waiting or self._closed)
+            if not self._waiting:
+                return None
+            key = self._waiting.popleft()
+        self._at[group] = key
+        return self._items[key].work
+
+    async def report(self, group: str, row: Mapping[str, Any]) -> None:
+        item = self._items[self._at[group]]
+        item.rows.append(row)
+        item.notify()
+
+    async def finish(self, group: str, error: str | None = None) -> None:
+        item = self._items[self._at.pop(group)]
+        item.error, item.finished = error, True
+        item.notify()
+
+    async def follow(self, key: str, after: int) -> tuple[list[Mapping[str, Any]], bool, str | None]:
+        """Rows beyond the first `after`, whether the item has finished, and its error; waits for news."""
+        item = self._items[key]
+        while len(item.rows) <= after and not item.finished:
+            await item.changed.wait()
+        return item.rows[after:], item.finished, item.error
+
+
+@dataclass(frozen=True)
+class Training:
+    """A handle on the study's queue and worker groups that can be sent to any process."""
+
+    queue: ray.actor.ActorHandle
+    groups: tuple[ray.ObjectRef, ...]
+
+    @classmethod
+    def start(
+        cls, *, groups: int, workers: int, cpus_per_worker: float, threads: int, storage: str, name: str
+    ) -> Training:
+        """Start `groups` Ray Train runs of `workers` workers each, in the background."""
+        queue = ray.remote(WorkQueue).options(num_cpus=0, max_concurrency=1000).remote()
+        runs = tuple(
+            _run_group.remote(queue, f"{name}-{index}", workers, cpus_per_worker, threads, storage)
+            for index in range(groups)
+        )
+        return cls(queue, runs)
+
+    def run(self, work: Work) -> Iterator[Mapping[str, Any]]:
+        """Have one item done: yields its progress rows, returns at its end, raises WorkFailed."""
+        ray.get(self.queue.submit.remote(work))
+        seen = 0
+        while True:
+            rows, finished, error = self._news(work.key, seen)
+            yield from rows
+            seen += len(rows)
+            if finished:
+                if error is not None:
+                    raise WorkFailed(error)
+                return
+
+    def _news(self, key: str, seen: int) -> tuple[list[Mapping[str, Any]], bool, str | None]:
+        news = self.queue.follow.remote(key, seen)
+        # A group that ended while its work is open will never answer: surface why instead of waiting.
+        ended, _ = ray.wait([news, *self.groups], num_returns=1)
+        if news not in ended:
+            ray.get(ended)
+        result: tuple[list[Mapping[str, Any]], bool, str | None] = ray.get(news)
+        return result
+
+    def close(self) -> None:
+        """End the groups once they are idle."""
+        ray.get(self.queue.close.remote())
+
+
+@ray.remote(num_cpus=0)
+def _run_group(
+    queue: ray.actor.ActorHandle, name: str, workers: int, cpus: float, threads: int, storage: str
+) -> None:
+    """One Ray Train run: the driver of a worker group."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    # TorchTrainer.fit blocks until the workers return, hence a task of its own.
+    TorchTrainer(
+        _work_until_closed,
+        train_loop_config={"queue": queue, "group": name, "threads": threads},
+        torch_config=TorchConfig(backend="gloo"),
+        scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": cpus}),
+        run_config=RunConfig(name=name, storage_path=storage, failure_config=FailureConfig(max_failures=-1)),
+    ).fit()
+
+
+def _work_until_closed(config: Mapping[str, Any]) -> None:
+    """The training loop of every worker: rank 0 takes items, all ranks do them together."""
+    import ray.train
+    import torch
+    from ray.train.collective import broadcast_from_rank_zero
+
+    torch.set_num_threads(config["threads"])
+    context = ray.train.get_context()
+    queue, group, rank = config["queue"], config["group"], context.get_world_rank()
+
+    def report(row: Mapping[str, Any]) -> None:
+        if rank == 0:
+            ray.get(queue.report.remote(group, dict(row)))
+
+    while True:
+        work = ray.get(queue.take.remote(group)) if rank == 0 else None
+        if context.get_world_size() > 1:
+            work = broadcast_from_rank_zero(work)
+        if work is None:
+            return
+        module, _, function = work.function.partition(":")
+        error = None
+        try:
+            getattr(importlib.import_module(module), function)(**work.arguments, report=report)
+        except Exception:
+            error = traceback.format_exc()
+            if rank == 0:
+                ray.get(queue.finish.remote(group, error))
+            if context.get_world_size() > 1:
+                # Other ranks may stand in a collective that this one has left: start the group afresh.
+                raise
+        else:
+            if rank == 0:
+                ray.get(queue.finish.remote(group))
