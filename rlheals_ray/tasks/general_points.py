@@ -1,0 +1,237 @@
+"""GeneralPoints: make a target from dealt cards, each used once.
+
+The two rules differ in what face cards count: 10 each (`id`), or 11, 12, 13 (`ood`, where every deal
+holds at least one). Rewards are those of Chu et al., arXiv 2501.17161: +5 solved, -1 legal without
+reaching the target, -2 wrong numbers, -3 no legal formula.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections import Counter
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import lru_cache
+from itertools import islice
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from rlheals_ray.config import InputError
+from rlheals_ray.tasks.answer import Answer, find_answer
+from rlheals_ray.tasks.deals import RANKS, GeneralPointsProblem, draw, groups, problem_of
+from rlheals_ray.tasks.formula import Formula, FormulaError, parse
+from rlheals_ray.tasks.solver import solutions, solvable
+from rlheals_ray.tasks.spellings import second_shortest
+from rlheals_ray.tasks.task import Problem, Rule, Split, Verdict
+from rlheals_ray.tasks.wording import WORDINGS, Fault
+
+# Raise it whenever problems, prompts, demonstrations or verdicts change for the same options.
+_CODE_VERSION = 1
+
+_SOLVED = 5.0
+_PENALTY = {"illegal": -3.0, "numbers": -2.0, "nomatch": -1.0}
+"""Most severe first."""
+
+Target = Annotated[int, Field(strict=True, ge=1, le=9999)]
+Share = Annotated[float, Field(strict=True)]
+
+
+class GeneralPointsOptions(BaseModel):
+    """What a study may choose about the game."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cards: Annotated[int, Field(strict=True, ge=2, le=6)] = 4
+    targets: Annotated[tuple[Target, ...], Field(min_length=1)] = (24,)
+    wording: Literal["compact", "paper"] = "paper"
+    additive_penalties: Annotated[bool, Field(strict=True)] = False
+    """Add up the penalties of an answer, as the published code does, instead of taking the most severe."""
+    held_out: Annotated[Share, Field(gt=0, lt=1)] = 0.4
+    """Share of the ID (target, multiset of values) groups that evaluation keeps for itself."""
+    second_solution: Annotated[Share, Field(ge=0, le=1)] = 0.3
+    """Probability that a demonstration shows the second-shortest formula (see spellings.py)."""
+
+    @field_validator("targets")
+    @classmethod
+    def _distinct(cls, targets: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(targets)) != len(targets):
+            raise ValueError(f"targets must be distinct; write {sorted(set(targets))}")
+        return targets
+
+
+class GeneralPoints:
+    """The task; see `rlheals_ray.tasks.task.Task` for what each method promises."""
+
+    name = "general_points"
+    Options = GeneralPointsOptions
+
+    def __init__(self, options: GeneralPointsOptions) -> None:
+        self.options = options
+        self._wording = WORDINGS[options.wording]
+
+    def problems(self, rule: Rule, split: Split, count: int, seed: int = 0) -> list[Problem]:
+        """Distinct ordered deals, dealt round-robin over (target, multiset) groups.
+
+        Raises InputError when there are fewer than `count`; the OOD rule has no train split at all.
+        """
+        options = self.options
+        self._check_split(rule, split)
+        if count < 0:
+            raise InputError(f"count: {count} is negative; ask for 0 problems or more.")
+        candidates = groups(options.cards, options.targets, rule, split, options.held_out)
+        drawn: list[Problem] = list(islice(draw(candidates, f"{seed}/{rule}/{split}"), count))
+        if len(drawn) < count:
+            remedy = (
+                "the OOD rule is only ever evaluated: use split='eval'"
+                if rule == "ood" and split == "train"
+                else f"ask for {len(drawn)} at most, add targets, deal more cards or change held_out"
+            )
+            raise InputError(
+                f"count: {count} {rule} {split} problems were asked for, but with cards={options.cards}, "
+                f"targets={list(options.targets)} and held_out={options.held_out} there are {len(drawn)} "
+                f"distinct ones; {remedy}."
+            )
+        return drawn
+
+    def available(self, rule: Rule, split: Split) -> int:
+        """How many distinct ordered deals can be solved under the rule and lie in the split."""
+        self._check_split(rule, split)
+        return _available(self.options.cards, self.options.targets, rule, split, self.options.held_out)
+
+    def deal(self, cards: Sequence[str], rule: Rule, target: int | None = None) -> GeneralPointsProblem:
+        """The problem of one given deal, in its order; `target` may be left out when there is only one.
+
+        Raises InputError for unknown cards, a wrong number of them, a target that is not the task's,
+        or a deal without a solution.
+        """
+        targets = self.options.targets
+        self._check_split(rule, "eval")
+        unknown = [card for card in cards if card not in RANKS]
+        if unknown:
+            raise InputError(f"cards: {unknown} are not cards; choose from {', '.join(RANKS)}, as strings.")
+        if len(cards) != self.options.cards:
+            raise InputError(f"cards: {len(cards)} were dealt; this task deals {self.options.cards}.")
+        if target is None and len(targets) > 1:
+            raise InputError(f"target: the task has several; name one of {list(targets)}.")
+        chosen = targets[0] if target is None else target
+        if chosen not in targets:
+            raise InputError(f"target: {chosen} is not a target of this task; name one of {list(targets)}.")
+        problem = problem_of(tuple(cards), rule, chosen)
+        if not solvable(problem.values, chosen):
+            raise InputError(
+                f"cards: {list(cards)} cannot make {chosen} under the rule {rule!r}; deal other cards."
+            )
+        return problem
+
+    def prompt(self, problem: Problem) -> str:
+        return self._wording.prompt(_own(problem))
+
+    def demonstration(self, problem: Problem, seed: int = 0) -> str:
+        """The shortest formula or, with probability `second_solution`, the second-shortest."""
+        own = _own(problem)
+        formulas = solutions(own.values, own.target)
+        second = random.Random(f"{seed}/{own.id}").random() < self.options.second_solution
+        return self._wording.answer(own, second_shortest(formulas) if second else formulas[0])
+
+    def judge(self, problem: Problem, text: str) -> Verdict:
+        """Reads the last answer object in `text`; a missing one counts as an illegal formula.
+
+        The field `number` must be the dealt values, and the formula must use each of them once, in
+        any order; `cards` must be there but is not compared. A formula may end in `= target`.
+        """
+        own = _own(problem)
+        answer = find_answer(text)
+        faults = _faults(own, answer)
+        if not faults:
+            return Verdict(_SOLVED, True, True, "")
+        penalties = [_PENALTY[fault.kind] for fault in faults]
+        reward = sum(penalties) if self.options.additive_penalties else min(penalties)
+        return Verdict(reward, False, answer is not None, self._wording.feedback(faults[0]))
+
+    def reply(self, verdict: Verdict) -> str:
+        return verdict.feedback
+
+    def fingerprint(self) -> str:
+        declared = [self.name, _CODE_VERSION, self.options.model_dump(mode="json")]
+        return hashlib.blake2b(json.dumps(declared, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+    @staticmethod
+    def _check_split(rule: str, split: str) -> None:
+        for field, value, known in (("rule", rule, ("id", "ood")), ("split", split, ("train", "eval"))):
+            if value not in known:
+                raise InputError(f"{field}: there is no {value!r}; use one of {', '.join(known)}.")
+
+
+@lru_cache(64)
+def _available(cards: int, targets: tuple[int, ...], rule: Rule, split: Split, held_out: float) -> int:
+    candidates = groups(cards, targets, rule, split, held_out)
+    return sum(group.size for group in candidates if solvable(group.values, group.target))
+
+
+def _own(problem: Problem) -> GeneralPointsProblem:
+    if not isinstance(problem, GeneralPointsProblem):
+        raise TypeError(f"{problem.id!r} is not a problem of general_points")
+    return problem
+
+
+def _faults(problem: GeneralPointsProblem, answer: Answer | None) -> list[Fault]:
+    """Everything wrong with an answer, most severe first, at most one fault of each kind."""
+    if answer is None:
+        return [Fault("illegal", "your answer is not an object with the fields cards, number and formula")]
+    try:
+        formula = parse(answer.formula)
+    except FormulaError as error:
+        listed = _number_fault(problem, answer)
+        return [Fault("illegal", f"your formula is illegal: {error}"), *listed]
+    numbers = _formula_fault(problem, formula) or _number_fault(problem, answer)
+    return [*numbers, *_value_fault(problem, formula)]
+
+
+def _formula_fault(problem: GeneralPointsProblem, formula: Formula) -> list[Fault]:
+    used, dealt = Counter(formula.numbers), Counter(problem.values)
+    if used == dealt:
+        return []
+    # A formula of hundreds of numbers must not get hundreds of words of feedback.
+    most = len(problem.values)
+    invalid = tuple(sorted((used - dealt).elements()))[:most]
+    unused = tuple(sorted((dealt - used).elements()))
+    reason = "your formula must use the number of each card exactly once"
+    if invalid:
+        reason += f"; it uses {_listed(invalid)} too often or without such a card"
+    if unused:
+        reason += f"; it does not use {_listed(unused)}"
+    return [Fault("numbers", reason, invalid, unused)]
+
+
+def _number_fault(problem: GeneralPointsProblem, answer: Answer) -> list[Fault]:
+    written, dealt = Counter(answer.number), Counter(map(str, problem.values))
+    if written == dealt:
+        return []
+    most = len(problem.values)
+    whole = (
+        text for text in (written - dealt).elements() if text.isascii() and text.isdigit() and len(text) <= 4
+    )
+    invalid = tuple(sorted(map(int, whole)))[:most]
+    unused = tuple(sorted(int(text) for text in (dealt - written).elements()))
+    return [Fault("numbers", "the field number does not list what your cards count as", invalid, unused)]
+
+
+def _value_fault(problem: GeneralPointsProblem, formula: Formula) -> list[Fault]:
+    target = problem.target
+    if formula.value == target:
+        if formula.claimed in (None, target):
+            return []
+        return [Fault("nomatch", f"your formula says that it equals {formula.claimed}, not {target}")]
+    value = str(formula.value) if _short(formula.value) else "something else"
+    return [Fault("nomatch", f"your formula equals {value}, not {target}")]
+
+
+def _short(value: Fraction) -> bool:
+    return max(abs(value.numerator), value.denominator) < 10**6
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))

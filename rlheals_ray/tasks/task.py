@@ -1,0 +1,69 @@
+"""What a task is: verifiable problems under two rules, one trained on and one only ever evaluated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+Rule = Literal["id", "ood"]
+Split = Literal["train", "eval"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem. Equal problems have equal ids; `id` is stable over processes and versions."""
+
+    id: str
+    rule: Rule
+    group: str
+    """The cluster of near-equal problems it belongs to: never split between train and eval, and the
+    unit that intervals and tests resample."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge says about one answer."""
+
+    reward: float
+    solved: bool
+    well_formed: bool
+    """Whether the answer has the form asked for, whatever its content."""
+    feedback: str
+    """One sentence for the model saying what is wrong, never how to mend it; empty when solved."""
+
+
+class Task(Protocol):
+    """A family of verifiable problems. Every method is a pure function of its arguments and the options."""
+
+    name: str
+
+    def problems(self, rule: Rule, split: Split, count: int, seed: int = 0) -> list[Problem]:
+        """`count` distinct problems, spread evenly over groups; a smaller count gives a prefix.
+
+        Raises InputError when there are not that many distinct ones.
+        """
+        ...
+
+    def available(self, rule: Rule, split: Split) -> int:
+        """How many distinct problems there are."""
+        ...
+
+    def prompt(self, problem: Problem) -> str:
+        """The first user turn."""
+        ...
+
+    def demonstration(self, problem: Problem, seed: int = 0) -> str:
+        """A right answer to imitate; the same for the same problem and seed."""
+        ...
+
+    def judge(self, problem: Problem, text: str) -> Verdict:
+        """Total: any text, in bounded time, never an exception."""
+        ...
+
+    def reply(self, verdict: Verdict) -> str:
+        """The next user turn after a failed attempt."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A hash of everything that problems, prompts and verdicts depend on; stable over processes."""
+        ...
