@@ -73,19 +73,17 @@ def headline(accuracies: Accuracies, cells: Sequence[Row], problems: Mapping[str
 def _caption(accuracies: Accuracies, problems: Mapping[str, int]) -> str:
     seeds = len(accuracies.seeds)
     counts = ", ".join(f"{rule.upper()} n = {count}" for rule, count in problems.items())
-    marks = (
-        f"Large marks: means of {seeds} seeds; small marks: single seeds"
-        if seeds > 1
-        else "Marks: the one seed"
-    )
+    marks, over = "Marks: the one seed", ""
+    if seeds > 1:
+        marks = f"Large marks: means of {seeds} seeds; small marks: single seeds"
+        over = ", averaged over seeds and not narrowed by them, since all seeds answer the same problems"
     return (
         "<b>Look at</b> how far OOD accuracy (left) falls along SFT, blue, how much of it RL wins back, "
         "arrows up to orange, and from which SFT steps; then at what RL does to ID accuracy (right). Left, "
         "green arrows: verdict ‘heals’; purple: ‘harms’; grey: unclear. Right, always grey: no verdict. The "
         f"top row is the change, after RL − after SFT. {marks}; open diamonds: the best budget where it is "
-        "not the largest. Bars and band: 95 % Wilson intervals over problems, averaged over seeds and not "
-        "narrowed by them, since all seeds answer the same problems; they take problems for independent. "
-        f"Problems: {counts}."
+        f"not the largest. Bars and band: 95 % Wilson intervals over problems{over}; they take problems for "
+        f"independent. Problems: {counts}."
     )
 
 

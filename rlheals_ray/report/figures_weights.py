@@ -92,7 +92,8 @@ def pairs(spectra: pa.Table) -> tuple[int | None, list[Pair]]:
 
 
 def _name(place: Place) -> str:
-    return f"SFT {place.sft_step}" if not place.rl_step else f"SFT {place.sft_step} + RL {place.rl_step}"
+    start = f"SFT {place.sft_step}" if place.sft_step else "base"
+    return f"{start} + RL {place.rl_step}" if place.rl_step else start
 
 
 def drift_and_rotation(spectra: pa.Table) -> Figure | None:

@@ -5,6 +5,7 @@ Pure: tables in, findings out. The thresholds behind each sentence stand in its 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from statistics import fmean
 
 import pyarrow as pa
@@ -16,15 +17,16 @@ from rlheals_ray.report.words import Finding, interval, listed, number
 from rlheals_ray.tables import SCHEMAS
 
 
-def findings_of(tables: Tables) -> list[Finding]:
+def findings_of(tables: Tables, clusters: Mapping[str, str] | None = None) -> list[Finding]:
     """Every finding of a study, for its main recipe and algorithm, in the order a reader asks.
 
-    `tables` maps table names to tables; missing tables and columns count as empty.
+    `tables` maps table names to tables; missing tables and columns count as empty. `clusters` maps problem
+    id to the cluster it is resampled with; see `ood_peak`.
     """
     every = {name: conform(name, tables.get(name)) for name in SCHEMAS}
     main = of_variant(every, variants(every)[0])
     accuracies = Accuracies(main["scores"])
-    peak = ood_peak(accuracies, main["episodes"])
+    peak = ood_peak(accuracies, main["episodes"], clusters)
     return [
         *_forgetting(accuracies, peak),
         *recovery_findings(healing_cells(main["boundary"]), accuracies),

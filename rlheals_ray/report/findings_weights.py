@@ -34,9 +34,10 @@ def weight_findings(tables: Tables, accuracies: Accuracies) -> list[Finding]:
 
 def _drift(spectra: pa.Table) -> list[Finding]:
     """Both in one unit: the relative change of S and the angle in radians (the relative turn of a unit
-    vector). The claim needs an angle of twice the drift; an angle below the drift contradicts it."""
+    vector). The claim needs an angle of twice the drift; an angle below the drift contradicts it. Pairs of
+    SFT checkpoints speak, the base left out, where there are any."""
     measured = [r for r in spectra.to_pylist() if r["drift_mean"] is not None and angle(r) is not None]
-    trunk = [r for r in measured if (pair := pair_of(r)) and pair[0].rl_step == pair[1].rl_step == 0]
+    trunk = [r for r in measured if (pair := pair_of(r)) and pair[0].sft_step and not pair[1].rl_step]
     chosen = trunk or measured
     if not chosen:
         return []

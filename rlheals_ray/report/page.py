@@ -47,7 +47,7 @@ def render(source: Source) -> str:
         title=source.name,
         question=QUESTION,
         facts=facts(source),
-        findings=findings_of(source.tables),
+        findings=findings_of(source.tables, source.clusters),
         sections=parts,
         plots=plots,
         status=STATUS,

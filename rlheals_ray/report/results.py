@@ -197,11 +197,14 @@ def seed_interval(values: Iterable[float]) -> tuple[float | None, float | None]:
     return fmean(sample) - half, fmean(sample) + half
 
 
-def split_curves(episodes: pa.Table, rule: str = "ood") -> dict[tuple[int | None, int], tuple[float, float]]:
+def split_curves(
+    episodes: pa.Table, clusters: Mapping[str, str] | None = None, rule: str = "ood"
+) -> dict[tuple[int | None, int], tuple[float, float]]:
     """First-attempt accuracy of each trunk checkpoint on two disjoint halves of the probe problems.
 
-    Keys are (seed, SFT step), seed None for a base without one. Problems whose identifiers hold the
-    same words in another order (permutations of one multiset of cards) fall into the same half.
+    Keys are (seed, SFT step), seed None for a base without one. `clusters` maps problem id to cluster, and
+    no cluster is cut in two; without it, ids that hold the same words in another order (permutations of
+    one multiset of cards) are a cluster.
     """
     chosen = episodes.filter(pc.equal(episodes["rule"], rule)).select(
         ["checkpoint", "problem_id", "solved_at"]
@@ -209,8 +212,9 @@ def split_curves(episodes: pa.Table, rule: str = "ood") -> dict[tuple[int | None
     if chosen.num_rows == 0:
         return {}
     problems = chosen["problem_id"].unique().to_pylist()
-    multisets = {problem: " ".join(sorted(re.findall(r"\w+", str(problem)))) for problem in problems}
-    _, report = split_halves(problems, multisets)
+    if clusters is None or not clusters.keys() >= set(problems):
+        clusters = {problem: " ".join(sorted(re.findall(r"\w+", str(problem)))) for problem in problems}
+    _, report = split_halves(problems, clusters)
     if not report.any():
         return {}
     half = dict(zip(problems, report.astype(int).tolist(), strict=True))
@@ -237,16 +241,19 @@ class Peak(NamedTuple):
     by_seed: tuple[tuple[int, int], ...]
 
 
-def ood_peak(accuracies: Accuracies, episodes: pa.Table) -> Peak | None:
+def ood_peak(
+    accuracies: Accuracies, episodes: pa.Table, clusters: Mapping[str, str] | None = None
+) -> Peak | None:
     """Where OOD accuracy is highest over the SFT steps; None without OOD scores.
 
     With episodes, the step is chosen on one half of the problems and the value is the other half's;
-    without, both come from the same scores, which flatters the value (`split` is False).
+    without, both come from the same scores, which flatters the value (`split` is False). `clusters`: problem
+    id -> cluster, so that the halves are those that chose an edit's donor.
     """
     steps = accuracies.sft_steps("ood")
     if not steps:
         return None
-    curves = split_curves(episodes)
+    curves = split_curves(episodes, clusters)
 
     def value(seed: int, step: int, part: int | None) -> float | None:
         row = accuracies.row("ood", seed, step)

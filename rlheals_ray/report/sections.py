@@ -171,8 +171,9 @@ def _spectra(tables: Tables) -> Section:
             Table("By role, over all pairs", heads, figures_weights.by_role(tables["spectra"]), False)
         )
         section.lines.append(
-            "Stretch and turn: shares of ‖ΔW‖² on and off the diagonal of UᵀΔWV. Nearly all of a random "
-            "change is off the diagonal too, so a large turn alone is no evidence of rotation."
+            "Stretch and turn: shares of ‖ΔW‖² within the k leading subspaces, on and off the diagonal of "
+            "UᵀΔWV. Nearly all of a random change is off the diagonal too, so a large turn alone is no "
+            "evidence of rotation."
         )
     return section
 

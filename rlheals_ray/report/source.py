@@ -13,8 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from rlheals_ray.config import InputError
 from rlheals_ray.report.results import conform
 from rlheals_ray.tables import SCHEMAS
+from rlheals_ray.tasks import get_task
 
 EPISODE_COLUMNS = ["checkpoint", "rule", "problem_id", "solved_at"]
 """All of an episode that the report needs; answers, the bulk of the table, are not read."""
@@ -32,6 +34,8 @@ class Source:
     """File name -> why it could not be read."""
     timings: Mapping[str, float] = field(default_factory=dict)
     """Stage -> seconds."""
+    clusters: Mapping[str, str] | None = None
+    """OOD problem id -> the cluster it is resampled with, as the study's task makes them; None if unknown."""
     written: datetime | None = None
     """When the newest table was written, UTC."""
 
@@ -61,7 +65,18 @@ def read_study(directory: Path) -> Source:
     }
     written = datetime.fromtimestamp(newest, UTC) if newest else None
     name = str(study.get("name") or directory.resolve().name)
-    return Source(name, study, tables, unreadable, timings, written)
+    return Source(name, study, tables, unreadable, timings, _clusters(study), written)
+
+
+def _clusters(study: Mapping[str, Any]) -> dict[str, str] | None:
+    """The clusters of the OOD probe problems, made again from the settings as the evaluation made them."""
+    options, evaluation = dict(_part(study, "task")), _part(study, "evaluation")
+    try:
+        task = get_task(options.pop("name"), **options)
+        problems = task.problems("ood", "eval", evaluation["problems"], seed=evaluation["seed"])
+    except (InputError, KeyError, TypeError):
+        return None
+    return {problem.id: problem.group for problem in problems}
 
 
 def _mapping(path: Path, unreadable: dict[str, str]) -> dict[str, Any]:

@@ -35,7 +35,8 @@ class Turn(NamedTuple):
 
 def turns_to_peak(spectra: pa.Table, accuracies: Accuracies) -> list[Turn]:
     """Per SFT step, the angle to the seed's OOD peak before and after RL (largest budget), paired by
-    seed, matrix and k. Needs the pairs (peak, SFT step) and (peak, RL from it)."""
+    seed, matrix and k. Needs the pairs (peak, SFT step) and (peak, RL from it); steps up to the peak,
+    where nothing was lost yet, are left out."""
     angles: dict[tuple[Place, Place], dict[tuple[str, int], float]] = {}
     for row in spectra.to_pylist():
         pair, value = pair_of(row), angle(row)
@@ -51,9 +52,8 @@ def turns_to_peak(spectra: pa.Table, accuracies: Accuracies) -> list[Turn]:
     paired: dict[int, list[tuple[float, float]]] = {}
     for (anchor, seed, step), rl_step in largest.items():
         parent = Place(seed, step, 0)
-        first, second = sorted((anchor, parent), key=lambda place: place.sft_step)
-        before, later = angles.get((first, second)), angles[anchor, Place(seed, step, rl_step)]
-        if anchor != parent and before is not None:
+        before, later = angles.get((anchor, parent)), angles[anchor, Place(seed, step, rl_step)]
+        if anchor.sft_step < step and before is not None:
             paired.setdefault(step, []).extend((before[m], later[m]) for m in before if m in later)
     return [
         Turn(step, fmean(before for before, _ in both), fmean(later for _, later in both))
@@ -98,7 +98,7 @@ class EditGroup(NamedTuple):
 
 def edit_groups(tables: Tables, accuracies: Accuracies) -> list[EditGroup]:
     """Edits grouped over seeds by what they put where. A control joins the edit that has the same seed,
-    donor, recipient, k, layers and roles."""
+    donor, recipient, k, layers, roles and, where it names any, factors."""
     every = [row for row in tables["edits"].to_pylist() if row["acc_1"] is not None]
     scores = {
         (row["checkpoint"], row["rule"]): row
@@ -113,7 +113,13 @@ def edit_groups(tables: Tables, accuracies: Accuracies) -> list[EditGroup]:
     found = []
     for edits in groups.values():
         ends = {_ends(row) for row in edits}
-        controls = [row for row in every if row["kind"] not in (None, "edit") and _ends(row) in ends]
+        controls = [
+            row
+            for row in every
+            if row["kind"] not in (None, "edit")
+            and _ends(row) in ends
+            and row["factors"] in (None, edits[0]["factors"])
+        ]
         bars: dict[str, dict[str, Bar]] = {}
         for rule in ("ood", "id"):
             here = [row for row in edits if row["rule"] == rule]

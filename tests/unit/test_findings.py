@@ -3,6 +3,7 @@
 The tables are invented (tests/report_tables.py); what is tested is the reading of them.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,14 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from statsmodels.stats.weightstats import DescrStatsW
 
 from rlheals_ray.report import Finding, build_report, findings_of
-from rlheals_ray.report.results import Accuracies, Place, ood_peak, place_of, seed_interval, split_curves
-from rlheals_ray.report.words import interval, listed, number
-from tests.report_tables import empty, nano_like, opposite, rows_of, write_study
+from rlheals_ray.report.words import number
+from tests.report_tables import NANO, empty, nano_like, opposite, rows_of, tables, write_study
 
 
-def by_kind(tables: dict[str, pa.Table]) -> dict[str, Finding]:
-    return {finding.kind: finding for finding in findings_of(tables)}
+def by_kind(of: dict[str, pa.Table]) -> dict[str, Finding]:
+    return {finding.kind: finding for finding in findings_of(of)}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +47,6 @@ def reverse() -> dict[str, Finding]:
         ("id_loss_blind", True, "The ID loss does not tell", False, "The ID loss does tell"),
         ("ood_loss_blind", True, "The OOD loss does not tell", False, "The OOD loss does tell"),
         ("rotation", True, "Weights rotate more", False, "Singular values drift at least as much"),
-        ("rotates_back", False, "RL does not rotate the weights back", True, "RL rotates the weights back"),
         (
             "edit",
             False,
@@ -107,17 +105,17 @@ def test_what_an_interval_covers_is_said_for_the_number_of_seeds(seeds: Any, sai
 
 
 def test_a_study_that_has_only_begun_claims_nothing() -> None:
-    for tables in (empty(), {}):
-        found = findings_of(tables)
+    for begun in (empty(), {}):
+        found = findings_of(begun)
         assert found and all(finding.supported is None for finding in found)
 
 
 @pytest.mark.parametrize("missing", ["sft", "rl", "episodes", "scores", "boundary", "spectra", "edits"])
 def test_any_one_table_may_be_missing(missing: str, tmp_path: Path) -> None:
-    tables = nano_like([0])
-    del tables[missing]
-    findings_of(tables)
-    assert build_report(write_study(tmp_path / "study", tables)).exists()
+    mine = nano_like([0])
+    del mine[missing]
+    findings_of(mine)
+    assert build_report(write_study(tmp_path / "study", mine)).exists()
 
 
 def test_without_controls_healing_is_called_what_it_is(nano: dict[str, Finding]) -> None:
@@ -129,14 +127,14 @@ def test_without_controls_healing_is_called_what_it_is(nano: dict[str, Finding])
 def test_a_control_that_ran_is_compared_with_rl_from_the_same_checkpoint(
     accuracy: float, shown: bool
 ) -> None:
-    tables = nano_like([0])
+    mine = nano_like([0])
     control = {
         "checkpoint": "control/continued_sft/seed=0/sft_step=000030/rl_step=000030", "stage": "control",
         "recipe": "continued_sft", "seed": 0, "sft_step": 30, "rl_step": 30, "rule": "ood", "n": 552,
         "acc_1": accuracy,
     }  # fmt: skip
-    tables["scores"] = pa.concat_tables([tables["scores"], rows_of("scores", [control])])
-    found = by_kind(tables)
+    mine["scores"] = pa.concat_tables([mine["scores"], rows_of("scores", [control])])
+    found = by_kind(mine)
     assert found["continued_sft"].supported is shown
     assert f"30: {number(accuracy)} (RL" in found["continued_sft"].text
     assert "Controls not run: rejection_sft." in found["controls"].text
@@ -181,114 +179,53 @@ def test_the_boundary_is_shown_exactly_when_both_sides_were_tried(verdicts: dict
         assert bool(gaps) == ("healing is not shown at" in found.text)
 
 
-def test_the_peak_is_chosen_on_one_half_of_the_problems_and_reported_on_the_other() -> None:
-    problems = [f"T24:{i}-{i + 1}-{i + 2}" for i in range(40)]
-    flat = [_trunk(step, problems, lambda _: True) for step in (4, 8)]
-    curves = split_curves(rows_of("episodes", [row for rows in flat for row in rows]))
-    assert curves == {(0, 4): (1.0, 1.0), (0, 8): (1.0, 1.0)}
-    # Step 8 is perfect on the choosing half alone, step 4 middling on both: 8 wins and is reported as 0.
-    half = _choosing_half(problems)
-    lucky = [
-        *_trunk(4, problems, lambda problem: problems.index(problem) % 2 == 0),
-        *_trunk(8, problems, lambda problem: problem in half),
-    ]
-    scores = rows_of(
-        "scores",
+@pytest.mark.parametrize(
+    ("after", "said"), [(0.06, "RL rotates the weights back"), (0.2, "turns them further away")]
+)
+def test_rotation_back_is_judged_by_the_angle_to_the_peak(after: float, said: str) -> None:
+    found = by_kind(tables(replace(NANO, angle_after=after), (0,), verdict=lambda _: "unclear"))
+    assert said in found["rotates_back"].text
+    assert found["rotates_back"].supported is (after < NANO.angle)
+
+
+def test_where_the_peak_is_the_last_step_there_is_nothing_to_rotate_back_to(
+    reverse: dict[str, Finding],
+) -> None:
+    assert "rotates_back" not in reverse
+
+
+def test_equal_controls_of_different_edits_are_not_mixed() -> None:
+    mine = nano_like([0])
+    values = {
+        ("UV", "edit"): 0.6,
+        ("UV", "weight_swap"): 0.61,
+        ("S", "edit"): 0.02,
+        ("S", "weight_swap"): 0.03,
+    }
+    mine["edits"] = rows_of(
+        "edits",
         [
-            {"checkpoint": f"sft/seed=0/step={step:06d}", "stage": "sft", "seed": 0, "sft_step": step,
-             "rl_step": 0, "rule": "ood", "n": 40, "acc_1": 0.5}
-            for step in (4, 8)
+            {"seed": 0, "donor": "sft/seed=0/step=000006", "recipient": "sft/seed=0/step=000400", "kind": kind,
+             "factors": factors, "rule": "ood", "n": 450, "acc_1": value}
+            for (factors, kind), value in values.items()
         ],
     )  # fmt: skip
-    peak = ood_peak(Accuracies(scores), rows_of("episodes", lucky))
-    assert peak is not None and (peak.step, peak.value, peak.split) == (8, 0.0, True)
-
-
-def test_permutations_of_one_multiset_fall_into_the_same_half() -> None:
-    orders = ["a-b-c", "c-a-b", "b-c-a"] * 4
-    problems = [f"{order}:{i // 3}" for i, order in enumerate(orders)]
-    half = _choosing_half(problems)
-    for deal in range(4):
-        assert len({problem in half for problem in problems[3 * deal : 3 * deal + 3]}) == 1
-
-
-def _trunk(step: int, problems: list[str], solved: Any) -> list[dict[str, Any]]:
-    name = f"sft/seed=0/step={step:06d}"
-    return [
-        {
-            "checkpoint": name,
-            "rule": "ood",
-            "problem_id": problem,
-            "solved_at": 1 if solved(problem) else None,
-        }
-        for problem in problems
-    ]
-
-
-def _choosing_half(problems: list[str]) -> set[str]:
-    """The problems whose solving counts for the first half, found one at a time."""
-    return {
-        problem
-        for problem in problems
-        if split_curves(rows_of("episodes", _trunk(4, problems, problem.__eq__)))[0, 4][0] > 0
-    }
-
-
-@given(
-    st.lists(st.floats(0, 1), min_size=2, max_size=9).filter(lambda values: max(values) - min(values) > 1e-3)
-)
-def test_the_interval_over_seeds_is_students(values: list[float]) -> None:
-    assert seed_interval(values) == pytest.approx(DescrStatsW(values).tconfint_mean(alpha=0.05))
-
-
-def test_one_seed_has_no_interval_over_seeds() -> None:
-    assert seed_interval([0.5]) == (None, None)
-
-
-@pytest.mark.parametrize(
-    ("name", "place"),
-    [
-        ("base", Place(None, 0, 0)),
-        ("sft/seed=2/step=000120", Place(2, 120, 0)),
-        ("sft/recipe=flow/seed=0/step=000004", Place(0, 4, 0)),
-        ("rl/seed=1/sft_step=000120/rl_step=000040", Place(1, 120, 40)),
-        ("edit/uv-all", None),
-        (None, None),
-    ],
-)
-def test_places_are_read_from_checkpoint_names(name: str | None, place: Place | None) -> None:
-    assert place_of(name) == place
-
-
-def test_the_base_stands_for_step_0_of_every_seed() -> None:
-    row = {"stage": "sft", "sft_step": 4, "rl_step": 0, "rule": "ood", "n": 9, "acc_1": 0.5}
-    base = {"checkpoint": "base", "stage": "base", "rule": "ood", "n": 9, "acc_1": 0.25}
-    accuracies = Accuracies(rows_of("scores", [{**row, "seed": 0}, {**row, "seed": 1}, base]))
-    assert [accuracies.row("ood", seed, 0)["acc_1"] for seed in (0, 1)] == [0.25, 0.25]  # type: ignore[index]
+    found = [finding.text for finding in findings_of(mine) if finding.kind == "edit"]
+    assert len(found) == 2
+    assert "UV of the donor" in found[0] and "matrices, .61" in found[0]
+    assert "S of the donor" in found[1] and "matrices, .03" in found[1]
 
 
 def test_a_second_algorithm_is_drawn_but_not_mixed_into_the_first(tmp_path: Path) -> None:
-    tables = nano_like([0])
+    mine = nano_like([0])
     other = [
         {**row, "algorithm": "grpo", "verdict": "harms", "healing": -0.9}
-        for row in tables["boundary"].to_pylist()[:3]
+        for row in mine["boundary"].to_pylist()[:3]
     ]
-    tables["boundary"] = pa.concat_tables([tables["boundary"], rows_of("boundary", other)])
-    assert "harm" not in by_kind(tables)
-    page = build_report(write_study(tmp_path / "study", tables)).read_text()
+    mine["boundary"] = pa.concat_tables([mine["boundary"], rows_of("boundary", other)])
+    assert "harm" not in by_kind(mine)
+    page = build_report(write_study(tmp_path / "study", mine)).read_text()
     assert "(plain, ppo)" in page and "(plain, grpo)" in page
-
-
-def test_numbers_are_written_as_the_field_writes_them() -> None:
-    assert [number(0.354), number(1.0), number(None)] == [".35", "1.00", "–"]
-    assert [number(x, signed=True) for x in (0.35, -0.02, -0.001)] == ["+.35", "−.02", "+.00"]
-    assert interval(0.2, 0.48) == " [.20, .48]" and interval(None, 0.48) == ""
-    assert [listed([]), listed([4]), listed([4, 6]), listed([4, 6, 8])] == [
-        "none",
-        "4",
-        "4 and 6",
-        "4, 6 and 8",
-    ]
 
 
 def test_text_from_a_study_cannot_become_markup(tmp_path: Path) -> None:
