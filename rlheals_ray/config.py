@@ -283,9 +283,10 @@ def _apply(values: dict[str, Any], override: str) -> None:
         ) from None
     *parents, leaf = field.split(".")
     node: Any = values
-    for depth, key in enumerate([*parents, leaf]):
-        if isinstance(node, list) and key.isdigit() and int(key) < len(node):
-            key = int(key)  # type: ignore[assignment]
+    for depth, name in enumerate([*parents, leaf]):
+        key: Any = name
+        if isinstance(node, list) and name.isdigit() and int(name) < len(node):
+            key = int(name)
         elif not isinstance(node, dict):
             raise InputError(
                 f"{field}: {'.'.join(field.split('.')[:depth])} has no field {key!r}; check the name."

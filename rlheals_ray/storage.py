@@ -8,6 +8,7 @@ means that an input changed, and the unit is done again.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -106,6 +107,23 @@ class StudyFiles:
                 f"storage (got {str(self.root.parent)!r}): {str(existing)!r} is not a writable directory; "
                 "choose another with --storage or change its permissions."
             )
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the study for this process; raises InputError when another one works on it.
+
+        The operating system drops the lock with the process, however it ends.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(
+                    f"name (got {self.root.name!r}): another process works on the study in {str(self.root)!r}; wait for "
+                    "it, or use another name or --storage."
+                ) from None
+            yield
 
     # --- checkpoints
 

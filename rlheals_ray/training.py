@@ -152,7 +152,7 @@ class Training:
 
     def close(self) -> None:
         """End the groups once they are idle."""
-        ray.get(self.queue.close.remote())
+        ray.get(self.queue.close.remote(), timeout=10)
 
 
 @ray.remote(num_cpus=0)

@@ -7,10 +7,13 @@ the background, while earlier stages run.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from rlheals_ray.config import Study
 from rlheals_ray.grid.progress import Timings
@@ -55,20 +58,35 @@ class Session:
     def resources(self) -> Resources:
         return resources_of(self.study)
 
-    def connect(self) -> None:
-        """Start or join Ray; raises InputError when the study does not fit."""
-        if ray.is_initialized():
-            return
-        environment = {"env_vars": WORKER_ENVIRONMENT}
-        quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-        if self.address or os.environ.get("RAY_ADDRESS"):
-            ray.init(address=self.address or "auto", runtime_env=environment, **quiet)
+    def check_resources(self) -> None:
+        """Raises InputError when the study does not fit the cluster, or this machine; joins the cluster."""
+        if self._cluster:
+            self.connect()
             total = ray.cluster_resources()
             check_cluster(self.resources, total.get("CPU", 0.0), total.get("memory", 0.0))
         else:
             check_local(self.resources)
-            os.environ["RAY_AUTH_MODE"] = "disabled"  # a private cluster of this process, on loopback
-            ray.init(num_cpus=local_slots(), include_dashboard=False, runtime_env=environment, **quiet)
+
+    @property
+    def _cluster(self) -> str | None:
+        return self.address or os.environ.get("RAY_ADDRESS")
+
+    def connect(self) -> None:
+        """Join the cluster, or start Ray on this machine."""
+        if ray.is_initialized():
+            return
+        common: dict[str, Any] = {
+            "runtime_env": {"env_vars": WORKER_ENVIRONMENT},
+            "log_to_driver": False,
+            "logging_level": "ERROR",
+        }
+        if self._cluster:
+            ray.init(address=self._cluster, **common)
+            return
+        # Workers are many and mostly wait: start them side by side, and do not warn about their number.
+        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(local_slots()))
+        os.environ["RAY_AUTH_MODE"] = "disabled"  # a private cluster of this process, on loopback
+        ray.init(num_cpus=local_slots(), include_dashboard=False, **common)
 
     @cached_property
     def pool(self) -> Pool:
@@ -97,5 +115,7 @@ class Session:
         if not ray.is_initialized():
             return
         if "training" in self.__dict__:
-            self.training.close()
+            # At an interrupt the queue may be gone already; shutting down ends the groups all the same.
+            with suppress(RayError):
+                self.training.close()
         ray.shutdown()

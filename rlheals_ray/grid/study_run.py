@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from rlheals_ray import tables
 from rlheals_ray.config import Study, dump_study
 from rlheals_ray.evaluation.boundary import boundary_rows
 from rlheals_ray.grid.preflight import preflight
-from rlheals_ray.grid.resources import check_local, resources_of
 from rlheals_ray.grid.session import Session
 from rlheals_ray.grid.stages import (
     StageFailed,
@@ -55,26 +55,46 @@ def run_study(study: Study, job: str = "grid", address: str | None = None) -> in
     Raises InputError, having written nothing, when the input is wrong.
     """
     files = preflight(study)
-    if address is None:
-        check_local(resources_of(study))
     session = Session(study, files, address)
-    _record_study(study, files)
-    try:
-        with session.timings.stage("total"):
-            for stage in STAGES[job]:
-                with session.timings.stage(stage.__name__.removesuffix("_stage")):
-                    stage(session)
-    except StageFailed as failure:
-        session.failures.setdefault(failure.unit, str(failure))
-    finally:
-        session.close()
-    with session.timings.stage("report"):
-        write_tables(session)
+    session.check_resources()
+    with files.lock():
+        _record_study(study, files)
+        try:
+            with session.timings.stage("total"):
+                for stage in STAGES[job]:
+                    with session.timings.stage(stage.__name__.removesuffix("_stage")):
+                        _run_stage(session, stage)
+        except StageFailed as failure:
+            session.failures.setdefault(failure.unit, str(failure))
+        finally:
+            session.close()
+        with session.timings.stage("report"):
+            write_tables(session)
+            report = build_report(files.root)
         files.record_timing(session.timings.seconds)
-        write_json(files.root / "failures.json", session.failures)
-        report = build_report(files.root)
-    _summary(session, report)
+        _summary(session, report, _log_failures(session))
     return 1 if session.failures else 0
+
+
+def _run_stage(session: Session, stage: Callable[[Session], None]) -> None:
+    """A stage's unforeseen error is a failure with a log, not a traceback over the user's terminal."""
+    try:
+        stage(session)
+    except StageFailed:
+        raise
+    except Exception:
+        raise StageFailed(stage.__name__.removesuffix("_stage"), traceback.format_exc()) from None
+
+
+def _log_failures(session: Session) -> dict[str, Path]:
+    """Write failures.json and each failure's log; returns the logs by unit."""
+    logs = {}
+    for unit, cause in session.failures.items():
+        logs[unit] = session.files.root / "logs" / f"{unit.replace('/', '_')}.log"
+        write_text(logs[unit], cause)
+    causes = {unit: _last_line(cause) for unit, cause in session.failures.items()}
+    write_json(session.files.root / "failures.json", causes)
+    return logs
 
 
 def write_tables(session: Session) -> None:
@@ -154,7 +174,7 @@ def _git_commit() -> str | None:
         return None
 
 
-def _summary(session: Session, report: Path) -> None:
+def _summary(session: Session, report: Path, logs: Mapping[str, Path]) -> None:
     """The boundary, the stages' times, the failures and the report's path, in the terminal."""
     console = Console()
     rows = [
@@ -171,7 +191,11 @@ def _summary(session: Session, report: Path) -> None:
     _print(console, "Where the time went", ("stage", "seconds"),
            [(stage, f"{seconds:.1f}") for stage, seconds in session.timings.seconds.items()])  # fmt: skip
     for unit, cause in session.failures.items():
-        console.print(f"[red]failed[/red] {unit}: {_last_line(cause)}", highlight=False)
+        console.print(
+            f"[red]failed[/red] {unit}: {_last_line(cause)} (log: {logs[unit]})",
+            highlight=False,
+            soft_wrap=True,
+        )
     console.print(f"report: {report}", highlight=False, soft_wrap=True)
 
 

@@ -62,6 +62,8 @@ def sweep(
     # Tune writes a warning per trial about metrics that we do not use for scheduling.
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Tune's own handler would turn Ctrl-C into a normal end, and the study would go on without the branches.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     trial = tune.with_parameters(_branch_trial, study=study, files=files, pool=pool, training=training)
     tuner = tune.Tuner(
         # Trials only wait for others: they must not compete with the workers and engines for CPUs.

@@ -165,7 +165,7 @@ class _Branch:
         from ray.train.collective import broadcast_from_rank_zero
 
         if self._rank > 0:
-            return broadcast_from_rank_zero(None)  # type: ignore[no-any-return]
+            return broadcast_from_rank_zero(None)
         settings = self._study.rl
         weights = Weights(self._unit.fingerprint, update - 1)
         requests = [

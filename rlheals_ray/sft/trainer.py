@@ -156,7 +156,7 @@ class _TrunkLog(TrainerCallback):
 
     def rows(self, wrapped_model: str, train_run: str) -> list[dict[str, Any]]:
         """One row per saved step; train_loss and grad_norm are means over the updates since the one before."""
-        history = {entry["step"]: entry for entry in self._history if "loss" in entry}
+        history: dict[int, Any] = {int(entry["step"]): entry for entry in self._history if "loss" in entry}
         rows, previous = [], 0
         for step in self._study.sft.steps:
             updates = [history[s] for s in range(previous + 1, step + 1) if s in history]
