@@ -33,7 +33,7 @@ class InputError(ValueError):
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TaskSettings(BaseModel):
@@ -174,6 +174,13 @@ class SpectraSettings(_Settings):
     roles: Annotated[tuple[Role, ...], Field(min_length=1)] = ("q", "k", "v", "o", "gate", "up", "down")
     k: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (8, 16, 32)
 
+    @field_validator("roles", "k")
+    @classmethod
+    def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(values)) != len(values):
+            raise ValueError(f"the values must be distinct; write {list(dict.fromkeys(values))}")
+        return values
+
 
 class EditSettings(_Settings):
     """Which factors of which checkpoint replace those of another; its plain weight swap always runs too."""
@@ -194,7 +201,7 @@ class EditSettings(_Settings):
 class Study(_Settings):
     """One study, complete. Everything a run writes stands under `<storage>/<name>/`."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "nano"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "nano"
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
     task: TaskSettings = TaskSettings()
     base: BaseSettings = BaseSettings()
@@ -214,6 +221,13 @@ class Study(_Settings):
                 f"seeds must be distinct and not negative; write {sorted({abs(s) for s in seeds})}"
             )
         return seeds
+
+    @field_validator("edits")
+    @classmethod
+    def _edits(cls, edits: tuple[EditSettings, ...]) -> tuple[EditSettings, ...]:
+        if len(set(edits)) != len(edits):
+            raise ValueError("the same edit stands there twice; remove one")
+        return edits
 
     @model_validator(mode="after")
     def _branches_leave_the_trunk(self) -> Study:

@@ -1,0 +1,161 @@
+"""A study is read quickly, and everything wrong with it is said in one paragraph: field, value, remedy."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from rlheals_ray.config import InputError, dump_study, load_study, presets
+
+HEAVY = ("torch", "ray", "vllm", "transformers", "pyarrow", "numpy")
+
+
+def test_reading_a_study_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from rlheals_ray.config import load_study; load_study('nano'); "
+        f"print([m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_every_preset_is_a_valid_study_of_its_own_name(preset: str) -> None:
+    assert load_study(preset).name == preset
+
+
+def test_the_default_study_and_the_smallest_one_are_there() -> None:
+    assert {"nano", "tiny"} <= set(presets())
+    nano = load_study("nano")
+    assert nano.seeds == (0, 1, 2)
+    assert nano.task.options == {"cards": 3, "targets": [18, 24], "wording": "compact"}
+
+
+def test_a_yaml_file_is_a_study_and_what_it_leaves_out_has_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nseeds: [7]\n")
+    study = load_study(str(path))
+    assert (study.name, study.seeds) == ("mine", (7,))
+    assert study.sft == load_study("nano").sft
+
+
+def test_a_dumped_study_reads_back_as_itself(tmp_path: Path) -> None:
+    study = load_study("nano", ["sft.learning_rate=2e-4", "edits.0.k=8"])
+    path = tmp_path / "again.yaml"
+    path.write_text(yaml.safe_dump(dump_study(study)))
+    assert load_study(str(path)) == study
+
+
+def test_overrides_reach_every_depth_and_the_last_one_wins() -> None:
+    overrides = [
+        "seeds=[0]",
+        "sft.learning_rate=1e-4",
+        "sft.learning_rate=2e-4",
+        "task.targets=[24]",
+        "edits.0.factors=S",
+        "sft.warmup_steps=3",
+    ]
+    study = load_study("tiny", overrides)
+    assert study.seeds == (0,)
+    assert study.sft.learning_rate == 2e-4
+    assert study.sft.warmup_steps == 3  # not in the preset's file
+    assert study.task.options["targets"] == [24]
+    assert study.edits[0].factors == "S"
+    assert study.sft.steps == load_study("tiny").sft.steps
+
+
+def test_a_value_may_hold_an_equals_sign() -> None:
+    assert load_study("tiny", ["base.model=/models/a=b"]).base.model == "/models/a=b"
+
+
+def test_a_study_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError):
+        load_study("tiny").sft.learning_rate = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("sft.learning_rat=1e-4", ["sft.learning_rat", "no such field", "'learning_rate'"]),
+        ("rl.foo=1", ["rl.foo", "no such field", "Known here", "budgets"]),
+        ("edits.0.donnor=peak", ["edits.0.donnor", "'donor'"]),
+        ("seed=[0]", ["seed", "'seeds'"]),
+        ("sft.batch_size=lots", ["sft.batch_size", "'lots'", "valid integer"]),
+        ("sft=5", ["sft", "5", "valid dictionary"]),
+        ("rl.clip=1.5", ["rl.clip", "1.5", "less than 1"]),
+        ("sft.learning_rate=0", ["sft.learning_rate", "0", "greater than 0"]),
+        ("sft.learning_rate=.inf", ["sft.learning_rate", "inf", "finite"]),
+        ("sft.learning_rate=.nan", ["sft.learning_rate", "nan"]),
+        ("rl.algorithm=reinforce", ["rl.algorithm", "'reinforce'", "'ppo'"]),
+        ("sft.steps=[0,12,4]", ["sft.steps", "[0, 12, 4]", "strictly increasing", "write [0, 4, 12]"]),
+        ("sft.steps=[0,4,4,12]", ["sft.steps", "strictly increasing", "write [0, 4, 12]"]),
+        ("sft.steps=[-1,12]", ["sft.steps", "[-1, 12]", "remove the negative ones"]),
+        ("sft.steps=[]", ["sft.steps", "[]", "at least 1"]),
+        ("rl.budgets=[2,1]", ["rl.budgets", "strictly increasing", "write [1, 2]"]),
+        ("rl.from_steps=[0,5]", ["rl.from_steps", "[5]", "sft.steps", "[0, 4, 12]"]),
+        ("sft.workers=3", ["sft", "batch_size 16", "3 workers", "use batch_size=15"]),
+        ("rl.workers=5", ["rl", "episodes 16", "5 workers", "use episodes=15"]),
+        ("seeds=[0,1,1]", ["seeds", "[0, 1, 1]", "distinct", "write [0, 1]"]),
+        ("seeds=[-1]", ["seeds", "[-1]", "not negative"]),
+        ("edits.0.donor=latest", ["edits.0", "'latest'", "two different checkpoints"]),
+        ("name=../up", ["name", "'../up'", "pattern"]),
+        (f"name={'a' * 300}", ["name", "at most"]),
+        ("edits=[{k: 3}, {k: 3}]", ["edits", "twice", "remove"]),
+        ("spectra.k=[8,8]", ["spectra.k", "[8, 8]", "distinct", "write [8]"]),
+        ("spectra.roles=[q,q]", ["spectra.roles", "distinct", "write ['q']"]),
+        ("sft.steps", ["'sft.steps'", "write field=value"]),
+        ("=3", ["'=3'", "write field=value"]),
+        ("seeds=[0", ["seeds", "'[0'", "not valid YAML", "brackets"]),
+        ("sft.learning_rate.x=1", ["sft.learning_rate.x", "no field 'x'"]),
+        ("edits.7.k=1", ["edits.7.k", "no field '7'"]),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
+)
+def test_every_mistake_names_field_value_and_remedy(override: str, said: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        load_study("tiny", [override])
+    message = str(caught.value)
+    assert [words for words in said if words not in message] == []
+    assert "\n" not in message
+
+
+def test_several_mistakes_are_all_told_at_once() -> None:
+    with pytest.raises(InputError, match=r"sft\.batch_size.*rl\.episodes"):
+        load_study("tiny", ["sft.batch_size=x", "rl.episodes=y"])
+
+
+def test_an_unknown_study_is_told_the_nearest_one() -> None:
+    with pytest.raises(InputError, match=r"no preset 'nanno'.*Did you mean 'nano'.*tiny"):
+        load_study("nanno")
+    with pytest.raises(InputError, match=r"no preset 'zebra'\. Use one of"):
+        load_study("zebra")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"name: [", "not valid YAML"),
+        (b"\xff\xfe\x00", "not valid YAML"),
+        (b"- 1\n- 2\n", "holds a list"),
+        (b"", "holds a NoneType"),
+        (b"!!python/object/apply:os.getcwd []", "not valid YAML"),
+        (b"1: 2", "Keys should be strings"),
+    ],
+)
+def test_a_file_that_is_no_study_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        load_study(str(path))
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"absent\.yaml.*cannot be read.*check the path"):
+        load_study(str(tmp_path / "absent.yaml"))
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(InputError, match=r"folder\.yaml.*cannot be read"):
+        load_study(str(tmp_path / "folder.yaml"))
