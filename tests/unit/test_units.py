@@ -1,0 +1,147 @@
+"""Fingerprints chain: a changed setting redoes exactly the work that depends on it, and nothing else."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from rlheals_ray.config import load_study
+from rlheals_ray.grid.units import EDIT_KINDS, StudyUnits
+from rlheals_ray.storage import Unit
+
+PEAK = 8
+
+
+def all_units(*overrides: str, peak: int = PEAK) -> dict[str, str]:
+    """Name to fingerprint of every unit of the nano study."""
+    study = load_study("nano", overrides)
+    units = StudyUnits(study)
+
+    def every() -> Iterator[Unit]:
+        yield units.base
+        for seed in study.seeds:
+            yield units.trunk(seed)
+            yield units.losses(seed)
+            yield units.spectra(seed, peak)
+            for edit in study.edits:
+                for kind in EDIT_KINDS:
+                    unit, probe = units.edit(seed, edit, kind, peak)
+                    yield from (unit, probe.unit)
+        yield from (unit for _, _, unit in units.branches())
+        yield from (probe.unit for probe in units.probes())
+
+    listed = list(every())
+    named = {unit.name: unit.fingerprint for unit in listed}
+    assert len(named) == len(listed), "two units share a name"
+    return named
+
+
+NANO = all_units()
+
+
+def changed(*overrides: str, peak: int = PEAK) -> set[str]:
+    """Kinds of units (`sft`, `probe/rl`, ...) that exist with and without the change and differ."""
+    others = all_units(*overrides, peak=peak)
+    common = NANO.keys() & others.keys()
+    assert common
+    by_kind: dict[str, set[bool]] = {}
+    for name in common:
+        by_kind.setdefault(kind_of(name), set()).add(NANO[name] != others[name])
+    assert all(len(differ) == 1 for differ in by_kind.values()), "a change reaches only some units of a kind"
+    return {kind for kind, differ in by_kind.items() if differ == {True}}
+
+
+def kind_of(name: str) -> str:
+    parts = name.split("/")
+    return "/".join(parts[: 2 if parts[0] == "probe" else 1])
+
+
+BASE = {"base", "probe/base"}
+SFT = {"sft", "losses", "probe/sft", "edit", "probe/edit", "spectra"}
+RL = {"rl", "probe/rl", "spectra"}
+PROBES = {"probe/base", "probe/sft", "probe/rl", "probe/edit"}
+EVERYTHING = BASE | SFT | RL
+
+
+def test_the_kinds_named_here_are_all_there_are() -> None:
+    assert {kind_of(name) for name in NANO} == EVERYTHING
+
+
+def test_no_two_units_share_a_fingerprint() -> None:
+    assert len(set(NANO.values())) == len(NANO)
+
+
+def test_the_same_study_has_the_same_fingerprints() -> None:
+    assert all_units() == NANO
+
+
+@pytest.mark.parametrize(
+    ("override", "redone"),
+    [
+        ("base.seed=1", EVERYTHING),
+        ("base.steps=1300", EVERYTHING),
+        ("task.held_out=0.3", EVERYTHING),
+        ("task.second_solution=0.5", EVERYTHING),
+        ("sft.learning_rate=1e-4", SFT | RL),
+        ("sft.batch_size=24", SFT | RL),
+        ("sft.lr_schedule=cosine", SFT | RL),
+        ("rl.learning_rate=1e-4", RL),
+        ("rl.gamma=0.8", RL),
+        ("rl.advantage_floor=1", RL),
+        ("rl.temperature=0.9", RL),
+        ("rollout.dtype=bfloat16", RL | PROBES),
+        ("rollout.max_model_len=200", RL | PROBES),
+        ("evaluation.problems=400", PROBES | {"losses"}),
+        ("evaluation.seed=1", PROBES | {"losses"}),
+        ("evaluation.temperature=0.5", PROBES),
+        ("evaluation.max_attempts=1", PROBES),
+        ("evaluation.max_new_tokens=41", PROBES),
+        ("spectra.k=[4]", {"spectra"}),
+        ("spectra.roles=[q]", {"spectra", "edit", "probe/edit"}),
+    ],
+)
+def test_a_changed_setting_redoes_what_depends_on_it(override: str, redone: set[str]) -> None:
+    assert changed(override) == redone
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seeds=[0,1,2,3]",
+        "seeds=[2]",
+        "name=another",
+        "storage=/elsewhere",
+        "rollout.generators=4",
+        "rollout.max_num_seqs=8",
+        "rollout.kv_cache_mib=64",
+        "sft.workers=2",
+        "rl.workers=2",
+        "edits=[{factors: S}, {factors: UV}]",
+    ],
+)
+def test_what_no_result_depends_on_redoes_nothing(override: str) -> None:
+    assert changed(override) == set()
+
+
+def test_another_start_of_rl_adds_branches_and_keeps_those_there() -> None:
+    assert changed("rl.from_steps=[0,4,15,30,60,120,200,400]") == {"spectra"}
+
+
+def test_another_peak_redoes_what_is_measured_from_it() -> None:
+    assert changed(peak=10) == {"spectra", "edit", "probe/edit"}
+
+
+def test_a_probe_is_named_after_the_checkpoint_it_scores() -> None:
+    units = StudyUnits(load_study("nano", ["seeds=[1]"]))
+    probes = {probe.checkpoint: probe for probe in units.probes()}
+    branch = probes["rl/seed=1/sft_step=000120/rl_step=000030"]
+    assert (branch.stage, branch.seed, branch.sft_step, branch.rl_step) == ("rl", 1, 120, 30)
+    trunk = probes["sft/seed=1/step=000400"]
+    assert (trunk.stage, trunk.seed, trunk.sft_step, trunk.rl_step) == ("sft", 1, 400, 0)
+    assert (probes["base"].stage, probes["base"].seed) == ("base", None)
+    # 1 base, 12 SFT steps, and of 7 branches the budgets above 0: budget 0 is the SFT checkpoint itself.
+    assert len(probes) == 1 + 12 + 7 * 2
+
+
+def test_checkpoints_of_one_trunk_have_identities_of_their_own() -> None:
+    identities = [probe.checkpoint_fingerprint for probe in StudyUnits(load_study("nano")).probes()]
+    assert len(set(identities)) == len(identities)
