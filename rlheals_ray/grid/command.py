@@ -18,15 +18,20 @@ def main(job: str, what: str, arguments: Sequence[str] | None = None) -> int:
     0 done; 1 a unit failed, the others are kept; 2 the input is wrong, nothing was written;
     130 / 143 interrupted, the same command resumes.
     """
-    parsed = _parser(job, what).parse_args(arguments)
+    # Intermixed: a field may also stand behind an option.
+    parsed = _parser(job, what).parse_intermixed_args(arguments)
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        overrides = [*parsed.overrides, *([f"storage={parsed.storage}"] if parsed.storage else [])]
-        study = load_study(parsed.study, overrides)
+        study = load_study(parsed.study, parsed.overrides)
+        if parsed.storage:
+            study = study.model_copy(update={"storage": parsed.storage})
         if parsed.plan:
             from rlheals_ray.grid.plan import print_plan
 
             return print_plan(study, parsed.address)
+        from rlheals_ray.grid.preflight import preflight
+
+        preflight(study)  # what is wrong is told before the seconds that the next import takes
         from rlheals_ray.grid.study_run import run_study
 
         return run_study(study, job, parsed.address)

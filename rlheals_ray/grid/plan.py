@@ -22,7 +22,8 @@ def print_plan(study: Study, address: str | None = None) -> int:
     files = preflight(study)
     needed = resources_of(study)
     console = Console()
-    console.print(yaml.safe_dump(dump_study(study), sort_keys=False), highlight=False, markup=False)
+    resolved = yaml.safe_dump(dump_study(study), sort_keys=False)
+    console.print(resolved, highlight=False, markup=False, soft_wrap=True)
     console.print(_stages(study, StudyUnits(study), files))
     console.print(_sharing(study), highlight=False)
     if address or os.environ.get("RAY_ADDRESS"):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from rlheals_ray.config import InputError, Study
 from rlheals_ray.storage import StudyFiles
 from rlheals_ray.tasks import Rule, Task, get_task
+
+NANO_POSITIONS = 256
+"""The longest context of the nano model; models/nano.py, which takes torch to import, says the same."""
 
 
 def preflight(study: Study) -> StudyFiles:
@@ -64,11 +68,18 @@ def _check_problems(study: Study, task: Task) -> None:
 
 
 def _check_context(study: Study, task: Task) -> None:
+    longest = _positions(study.base.model)
+    if longest is not None and study.rollout.max_model_len > longest:
+        raise InputError(
+            f"rollout.max_model_len (got {study.rollout.max_model_len}): base.model {study.base.model!r} has "
+            f"{longest} positions; use at most {longest}."
+        )
     if study.base.model != "nano":
         return
     # One word is one token here: the longest episode is the prompt, and each attempt with its feedback.
     prompt = max(len(task.prompt(p).split()) for p in task.problems("id", "train", 1, seed=0)) + 2
-    feedback = 4 + 2 * int(study.task.options.get("cards", 4))
+    # <eot> <user> failed invalid ... unused ... <assistant>
+    feedback = 6 + 2 * int(study.task.options.get("cards", 4))
     for stage, settings in (("rl", study.rl), ("evaluation", study.evaluation)):
         attempts, new = settings.max_attempts, settings.max_new_tokens
         needed = prompt + attempts * new + (attempts - 1) * feedback
@@ -79,3 +90,17 @@ def _check_context(study: Study, task: Task) -> None:
                 f"rollout.max_model_len is {study.rollout.max_model_len}; use {stage}.max_attempts={max(1, fitting)} "
                 f"or a longer context."
             )
+
+
+def _positions(model: str) -> int | None:
+    """The longest context that a model's configuration allows, where it says so."""
+    if model == "nano":
+        return NANO_POSITIONS
+    try:
+        config = json.loads((Path(model).expanduser() / "config.json").read_text(encoding="utf-8"))
+        positions = config.get("max_position_embeddings")
+    except (OSError, ValueError, AttributeError):
+        raise InputError(
+            f"base.model (got {model!r}): its config.json cannot be read; copy the model again."
+        ) from None
+    return positions if isinstance(positions, int) else None

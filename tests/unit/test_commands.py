@@ -1,0 +1,291 @@
+"""The command line: wrong input ends with 2, one paragraph and nothing written; --plan only tells."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from rlheals_ray.config import load_study
+from rlheals_ray.grid.command import main
+from rlheals_ray.grid.preflight import NANO_POSITIONS
+from rlheals_ray.models.chat import ChatFormat
+from rlheals_ray.models.nano import architecture, tokenizer
+from rlheals_ray.tasks import get_task
+
+JOBS = Path(__file__).parents[2] / "jobs"
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Path:
+    """Where the study would be kept; it is not there yet."""
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def grid(storage: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """`jobs/grid.py` in this process, unable to start Ray."""
+    import ray
+
+    def never(*_: object, **__: object) -> None:
+        pytest.fail("Ray was started")
+
+    monkeypatch.setattr(ray, "init", never)
+    monkeypatch.setenv("COLUMNS", "110")
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments: str, where: Path = storage) -> Outcome:
+        code = main("grid", "test", [*arguments, "--storage", str(where)])
+        return Outcome(code, *capsys.readouterr())
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+
+
+def is_one_paragraph(err: str) -> bool:
+    return (
+        err.startswith("grid: ") and err.endswith(".\n") and err.count("\n") == 1 and "Traceback" not in err
+    )
+
+
+def plan_s_study(out: str) -> dict[str, Any]:
+    """The resolved study that --plan prints first."""
+    study: dict[str, Any] = yaml.safe_load(out[: out.index("stages of")])
+    return study
+
+
+AVAILABLE = get_task("general_points", cards=3, targets=[18, 24], wording="compact").available("ood", "eval")
+
+WRONG = [
+    (["nanno"], ["STUDY", "'nanno'", "'nano'"]),
+    (["absent.yaml"], ["STUDY", "'absent.yaml'", "check the path"]),
+    (["tiny", "sft.learningrate=1"], ["sft.learningrate", "'learning_rate'"]),
+    (["tiny", "sft.batch_size=lots"], ["sft.batch_size", "'lots'"]),
+    (["tiny", "sft.steps=[0,12,4]"], ["sft.steps", "[0, 12, 4]", "write [0, 4, 12]"]),
+    (["tiny", "task.name=chess"], ["task.name", "'chess'", "general_points"]),
+    (["tiny", "task.cards=9"], ["task.cards", "9", "less than or equal to 6"]),
+    (["tiny", "task.card=3"], ["task.card", "no such option"]),
+    (["tiny", "task.wording=paper"], ["base.model", "'nano'", "task.wording=compact"]),
+    (["tiny", "base.model=/no/such/model"], ["base.model", "'/no/such/model'", "no such directory"]),
+    (
+        ["tiny", f"evaluation.problems={AVAILABLE + 1}"],
+        ["evaluation.problems", f"{AVAILABLE + 1}", "at most"],
+    ),
+    (["tiny", "sft.examples=100000"], ["sft.examples", "100000", "at most"]),
+    (["tiny", "rl.max_attempts=9"], ["rl.max_attempts", "9", "rollout.max_model_len", "rl.max_attempts=4"]),
+    (["tiny", "evaluation.max_attempts=9"], ["evaluation.max_attempts", "9", "longer context"]),
+    (["tiny", "rollout.max_model_len=512"], ["rollout.max_model_len", "512", "256"]),
+]
+
+
+@pytest.mark.parametrize("plan", [(), ("--plan",)], ids=["run", "plan"])
+@pytest.mark.parametrize(
+    ("arguments", "said"), WRONG, ids=[" ".join(arguments)[:40] for arguments, _ in WRONG]
+)
+def test_wrong_input_is_told_in_one_paragraph_and_nothing_is_written(
+    grid: Run, tmp_path: Path, arguments: list[str], said: list[str], plan: tuple[str, ...]
+) -> None:
+    code, out, err = grid(*arguments, *plan)
+    assert code == 2
+    assert is_one_paragraph(err) and out == ""
+    assert [words for words in said if words not in err] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_with_pickled_weights_only_is_refused(grid: Run, tmp_path: Path, storage: Path) -> None:
+    model = tmp_path / "pickled"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (model / "pytorch_model.bin").write_bytes(b"cos\nsystem\n")
+    code, _, err = grid("tiny", f"base.model={model}")
+    assert code == 2 and is_one_paragraph(err)
+    assert "base.model" in err and str(model) in err and "safetensors" in err
+    assert not storage.exists()
+
+
+def test_a_directory_that_is_no_model_is_refused(grid: Run, tmp_path: Path, storage: Path) -> None:
+    code, _, err = grid("tiny", f"base.model={tmp_path}")
+    assert code == 2 and is_one_paragraph(err) and "no config.json" in err
+    assert not storage.exists()
+
+
+def test_the_positions_of_the_nano_model_are_those_of_its_architecture() -> None:
+    assert architecture([24]).max_position_embeddings == NANO_POSITIONS
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ('{"max_position_embeddings": 128}', "has 128 positions"),
+        ("{", "cannot be read"),
+        ("[]", "cannot be read"),
+    ],
+)
+def test_a_context_longer_than_the_model_s_is_refused(
+    grid: Run, tmp_path: Path, storage: Path, config: str, said: str
+) -> None:
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "model.safetensors").touch()
+    code, _, err = grid("tiny", "rollout.max_model_len=256", f"base.model={tmp_path}")
+    assert code == 2 and is_one_paragraph(err) and said in err
+    assert not storage.exists()
+
+
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_a_file_in_the_place_of_storage_is_refused_and_kept(grid: Run, tmp_path: Path, below: str) -> None:
+    file = tmp_path / "file"
+    file.write_text("precious")
+    code, _, err = grid("tiny", where=file / below)
+    assert code == 2 and is_one_paragraph(err)
+    assert "storage" in err and str(file) in err and "--storage" in err
+    assert file.read_text() == "precious"
+
+
+@pytest.mark.parametrize("how", ["field", "option"])
+def test_storage_in_a_bucket_is_refused(capsys: pytest.CaptureFixture[str], grid: Run, how: str) -> None:
+    bucket = ["storage=s3://bucket/runs"] if how == "field" else ["--storage", "s3://bucket/runs"]
+    assert main("grid", "test", ["tiny", *bucket]) == 2
+    err = capsys.readouterr().err
+    assert is_one_paragraph(err) and "'s3://bucket/runs'" in err and "mount the bucket" in err
+
+
+def test_fields_may_stand_before_and_behind_options(grid: Run) -> None:
+    for arguments in (["tiny", "seeds=[0,1]", "--plan"], ["--plan", "tiny", "seeds=[0,1]"],
+                      ["tiny", "--plan", "seeds=[0,1]"]):  # fmt: skip
+        code, out, _ = grid(*arguments)
+        assert code == 0 and "cells: 12" in out
+
+
+def test_the_storage_option_is_taken_as_it_is_written(grid: Run, tmp_path: Path) -> None:
+    odd = tmp_path / "2024 #1: a"
+    code, out, _ = grid("tiny", "--plan", where=odd)
+    assert code == 0 and plan_s_study(out)["storage"] == str(odd)
+
+
+@pytest.mark.parametrize("plan", [(), ("--plan",)], ids=["run", "plan"])
+def test_a_study_that_does_not_fit_is_told_with_the_sum(
+    grid: Run, storage: Path, plan: tuple[str, ...]
+) -> None:
+    code, _, err = grid("tiny", "rollout.generators=1000", *plan)
+    assert code == 2 and is_one_paragraph(err)
+    # One worker group for each of the two branches, of one worker; and one CPU for tasks.
+    assert "1000 generators + 2 worker groups x 1 workers + 1 for tasks = 1003 CPUs" in err
+    assert "rollout.generators" in err and "--address" in err
+    assert not storage.exists()
+
+
+def test_the_longest_episode_that_preflight_lets_through_fits_the_context(grid: Run) -> None:
+    """The exact bound, from the texts themselves: the longest prompt, answers and feedback."""
+    study = load_study("tiny")
+    task = get_task("general_points", cards=3, targets=[18, 24], wording="compact")
+    chat = ChatFormat(tokenizer([18, 24]))
+    prompt = max(len(chat.first_turn(task.prompt(p))) for p in task.problems("id", "train", 300))
+    feedback = len(chat.next_turn("failed invalid 1 2 3 unused 4 5 6", ended=False))
+    longest = prompt + 2 * study.rl.max_new_tokens + feedback
+    said = f"need up to {longest} tokens"
+    code, _, err = grid("tiny", "--plan", f"rollout.max_model_len={longest - 1}")
+    assert code == 2 and said in err
+    code, _, err = grid("tiny", "--plan", f"rollout.max_model_len={longest}")
+    assert code == 0
+
+
+def test_a_missing_study_is_argparse_s_error(grid: Run) -> None:
+    with pytest.raises(SystemExit) as caught:
+        grid()
+    assert caught.value.code == 2
+
+
+# --- --plan
+
+
+def test_the_plan_tells_the_study_its_stages_and_writes_nothing(
+    grid: Run, tmp_path: Path, storage: Path
+) -> None:
+    code, out, err = grid("tiny", "--plan", "sft.learning_rate=2e-4")
+    assert code == 0 and err == ""
+    assert list(tmp_path.iterdir()) == []
+    resolved = plan_s_study(out)
+    assert resolved["sft"]["learning_rate"] == 2e-4 and resolved["storage"] == str(storage)
+    rows = {words[1]: words[3] for words in (line.split() for line in out.splitlines()) if len(words) > 5}
+    # 1 base; 1 trunk; 2 branches; probes of the base, 3 SFT steps and 2 branches x 2 budgets; an edit, 2 controls.
+    expected = {"base": "1", "sft": "1", "rl": "2", "probe": "8", "spectra": "1", "edit": "3"}
+    assert {stage: rows[stage] for stage in expected} == expected
+    assert "GiB" in out and "MiB" in out and "CPUs" in out
+
+
+def test_the_plan_tells_what_sharing_saves(grid: Run) -> None:
+    _, out, _ = grid("nano", "--plan")
+    study = load_study("nano")
+    cells = [(s, f, b) for s in study.seeds for f in study.rl.from_steps for b in study.rl.budgets]
+    trained = [(f, b) for _, f, b in cells if b > 0]
+    told = re.search(
+        r"cells: (\d+); SFT updates (\d+) \(each cell by itself: (\d+)\); "
+        r"RL updates (\d+) \(each cell by itself: (\d+)\)",
+        out,
+    )
+    assert told is not None
+    assert [int(number) for number in told.groups()] == [
+        len(cells),
+        len(study.seeds) * study.sft.steps[-1],
+        sum(f for f, _ in trained),
+        len(study.seeds) * len(study.rl.from_steps) * study.rl.budgets[-1],
+        sum(b for _, b in trained),
+    ]
+
+
+# --- interruptions
+
+
+def test_an_interrupt_ends_with_130_and_a_termination_with_143(
+    grid: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rlheals_ray.grid import study_run
+
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    def terminated(*_: object) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+        return 0
+
+    monkeypatch.setattr(study_run, "run_study", interrupted)
+    assert grid("tiny")[::2] == (130, "grid: interrupted; the same command resumes.\n")
+    monkeypatch.setattr(study_run, "run_study", terminated)
+    assert grid("tiny")[::2] == (143, "grid: terminated; the same command resumes.\n")
+
+
+# --- the jobs themselves
+
+
+def test_a_job_of_its_own_process_ends_with_2_from_any_directory(tmp_path: Path) -> None:
+    command = [sys.executable, str(JOBS / "grid.py"), "nanno"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert is_one_paragraph(done.stderr) and "Did you mean 'nano'" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_job_of_a_study_takes_the_same_arguments(tmp_path: Path) -> None:
+    jobs = sorted(path.name for path in JOBS.glob("*.py"))
+    assert {"sft.py", "rl.py", "evaluate.py", "spectra.py", "edit.py", "report.py", "grid.py"} <= set(jobs)
+    command = [sys.executable, str(JOBS / "edit.py"), "tiny", "seeds=[0,1]", "--plan", "--storage", "kept"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and "cells: 12" in done.stdout and done.stderr == ""
+    assert list(tmp_path.iterdir()) == []
