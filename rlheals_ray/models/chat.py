@@ -14,8 +14,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlheals_ray.config import InputError
 
-# Stands for an assistant's answer while the template's text around an answer is found out.
-_ANSWER = "ANSWER"
+# Stands for an assistant's answer while the template's text around an answer is found out: a character
+# for private use, which no prompt or reply holds.
+_ANSWER = "\ue000"
 
 
 @dataclass(frozen=True)

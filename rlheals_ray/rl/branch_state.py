@@ -22,8 +22,13 @@ def save_state(
 ) -> None:
     """Write modules, optimisers and JSON-like `progress`, replacing the file at `path` as a whole."""
     tensors: dict[str, torch.Tensor] = {}
+    stored: set[int] = set()
     for name, module in modules.items():
-        tensors |= {f"{name}/{key}": value.contiguous() for key, value in module.state_dict().items()}
+        for key, value in module.state_dict().items():
+            # The file holds tied weights once each: safetensors refuses shared memory.
+            shared = value.data_ptr() in stored
+            stored.add(value.data_ptr())
+            tensors[f"{name}/{key}"] = value.clone() if shared else value.contiguous()
     for name, optimizer in optimizers.items():
         for index, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"{name}/{index}/{key}": torch.as_tensor(value) for key, value in moments.items()}

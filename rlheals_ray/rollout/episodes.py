@@ -50,12 +50,12 @@ def run_episodes(
             logprobs=sampling.logprobs,
         )
 
-    for index, request in enumerate(requests):
-        prompt = chat.first_turn(task.prompt(request.problem))
-        state = _Running(request, Episode(request.problem, weights), list(prompt), prompt)
-        running[str(index)] = state
-        submit(str(index), state)
     try:
+        for index, request in enumerate(requests):
+            prompt = chat.first_turn(task.prompt(request.problem))
+            state = _Running(request, Episode(request.problem, weights), list(prompt), prompt)
+            running[str(index)] = state
+            submit(str(index), state)
         while engine.busy():
             for completion in engine.step():
                 state = running[completion.request_id]
