@@ -49,7 +49,7 @@ class TaskSettings(BaseModel):
 
 
 class BaseSettings(_Settings):
-    """The model before SFT: `nano` (trained here, see models/nano.py) or a Hugging Face directory or id."""
+    """The model before SFT: `nano` (trained here, see models/nano.py) or a Hugging Face directory."""
 
     model: str = "nano"
     seed: int = 0
@@ -89,16 +89,6 @@ class SFTSettings(_Settings):
     def _steps(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
         return _strictly_increasing(steps, "SFT steps")
 
-    @model_validator(mode="after")
-    def _divisible(self) -> SFTSettings:
-        if self.batch_size % self.workers:
-            fitting = self.batch_size - self.batch_size % self.workers or self.workers
-            raise ValueError(
-                f"batch_size {self.batch_size} does not divide over {self.workers} workers; "
-                f"use batch_size={fitting}"
-            )
-        return self
-
 
 class RLSettings(_Settings):
     """Stage 2: one branch per (seed, from_step); its budgets are read off along the way."""
@@ -136,15 +126,6 @@ class RLSettings(_Settings):
     @classmethod
     def _budgets(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
         return _strictly_increasing(steps, "RL budgets")
-
-    @model_validator(mode="after")
-    def _divisible(self) -> RLSettings:
-        if self.episodes % self.workers:
-            fitting = self.episodes - self.episodes % self.workers or self.workers
-            raise ValueError(
-                f"episodes {self.episodes} does not divide over {self.workers} workers; use episodes={fitting}"
-            )
-        return self
 
 
 class RolloutSettings(_Settings):
@@ -228,6 +209,18 @@ class Study(_Settings):
         if len(set(edits)) != len(edits):
             raise ValueError("the same edit stands there twice; remove one")
         return edits
+
+    @model_validator(mode="after")
+    def _work_divides_over_the_workers(self) -> Study:
+        # One group of workers does both stages, so its size is the larger of the two.
+        workers = max(self.sft.workers, self.rl.workers)
+        for field, count in (("sft.batch_size", self.sft.batch_size), ("rl.episodes", self.rl.episodes)):
+            if count % workers:
+                raise ValueError(
+                    f"{field} (got {count}) does not divide over the {workers} workers that sft.workers and "
+                    f"rl.workers ask for; use {field}={max(count - count % workers, workers)}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _branches_leave_the_trunk(self) -> Study:

@@ -26,6 +26,10 @@ import pyarrow.parquet as pq
 from rlheals_ray.config import InputError
 from rlheals_ray.tables import SCHEMAS, concatenate
 
+_STAMP = "provenance.json"
+"""In every checkpoint: the unit that made it, and the fingerprint of what it was made from."""
+_TEMPORARY = ".tmp-"
+
 
 def fingerprint(**inputs: Any) -> str:
     """A short stable hash of JSON-like inputs."""
@@ -34,7 +38,7 @@ def fingerprint(**inputs: Any) -> str:
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp-{os.getpid()}-{time.monotonic_ns()}")
+    return path.with_name(f".{path.name}{_TEMPORARY}{os.getpid()}-{time.monotonic_ns()}")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -120,10 +124,19 @@ class StudyFiles:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise InputError(
-                    f"name (got {self.root.name!r}): another process works on the study in {str(self.root)!r}; wait for "
-                    "it, or use another name or --storage."
+                    f"name (got {self.root.name!r}): another process works on the study in "
+                    f"{str(self.root)!r}; wait for it, or use another name or --storage."
                 ) from None
+            self._sweep()
             yield
+
+    def _sweep(self) -> None:
+        """Remove what killed processes left half-written; nobody else writes while the lock is held."""
+        for left in list(self.root.rglob(f".*{_TEMPORARY}*")):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
     # --- checkpoints
 
@@ -134,6 +147,18 @@ class StudyFiles:
     def checkpoint(self, name: str) -> Path:
         """The directory of a checkpoint by its name, such as `sft/seed=0/step=000120`."""
         return self.checkpoints / name
+
+    def stamp(self, directory: Path, unit: Unit) -> None:
+        """Write into a checkpoint, before it is published, which unit made it from which inputs."""
+        write_json(directory / _STAMP, {"unit": unit.name, "fingerprint": unit.fingerprint})
+
+    def holds(self, name: str, fingerprint: str) -> bool:
+        """Whether checkpoint `name` is there and was made by a unit of that fingerprint."""
+        try:
+            stamp = json.loads((self.checkpoint(name) / _STAMP).read_text())
+        except (FileNotFoundError, ValueError):
+            return False
+        return bool(stamp.get("fingerprint") == fingerprint)
 
     # --- markers
 
@@ -153,6 +178,19 @@ class StudyFiles:
     def details(self, unit: Unit) -> dict[str, Any]:
         """What was recorded with the marker of a unit that is done."""
         return dict(json.loads(self._marker(unit).read_text()))
+
+    def begin(self, unit: Unit, *checkpoints: str) -> bool:
+        """Before a unit is done: forget what it left when it was last done from other inputs.
+
+        The marker goes first, then `checkpoints` (names or their parents); returns whether there was one.
+        """
+        recorded = self.recorded(unit)
+        if recorded is None or recorded == unit.fingerprint:
+            return False
+        self._marker(unit).unlink()
+        for name in checkpoints:
+            shutil.rmtree(self.checkpoint(name), ignore_errors=True)
+        return True
 
     def mark_done(self, unit: Unit, **details: Any) -> None:
         """The last write of a unit."""
@@ -197,5 +235,10 @@ class StudyFiles:
         """Which problems a worker was given: the evidence that the OOD rule never reached it."""
         return self.root / "received" / f"{unit.name}.parquet"
 
-    def record_timing(self, timings: Mapping[str, float]) -> None:
-        write_json(self.root / "timings.json", dict(timings))
+    def add_timings(self, seconds: Mapping[str, float]) -> None:
+        """Add this run's seconds per stage to those of the runs that it resumes."""
+        path = self.root / "timings.json"
+        before = json.loads(path.read_text()) if path.exists() else {}
+        write_json(
+            path, {stage: before.get(stage, 0.0) + seconds.get(stage, 0.0) for stage in {**before, **seconds}}
+        )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import traceback
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,12 +23,19 @@ import ray
 MAX_FAILURES = 2
 """How often one work item may lose its worker group before it counts as failed."""
 
+MAX_RESTARTS = 20
+"""How often a group may be restarted in all: workers that cannot even start must not try for ever."""
+
 Report = Callable[[Mapping[str, Any]], None]
 """How a training function tells its progress; rows reach `WorkQueue.follow`."""
 
 
 class WorkFailed(RuntimeError):
     """A work item failed; the message holds the worker's traceback."""
+
+
+class Hopeless(RuntimeError):
+    """Raised by a training function, on every rank alike, where doing the item again would not help."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,7 @@ class _Item:
     error: str | None = None
     finished: bool = False
     attempts: int = 0
+    causes: list[str] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def notify(self) -> None:
@@ -60,6 +69,7 @@ class WorkQueue:
         self._items: dict[str, _Item] = {}
         self._waiting: deque[str] = deque()
         self._at: dict[str, str] = {}
+        self._incarnation: dict[str, str] = {}
         self._arrived = asyncio.Condition()
         self._closed = False
 
@@ -75,21 +85,36 @@ class WorkQueue:
             self._closed = True
             self._arrived.notify_all()
 
-    async def take(self, group: str) -> Work | None:
-        """The group's next item; the one it was at, when it was restarted; None when the queue is closed."""
+    async def take(self, group: str, incarnation: str) -> Work | None:
+        """The group's next item; the one it was at, when it was restarted; None when the queue is closed.
+
+        Every start of a group is an incarnation of it: a call that a dead one left waiting is let go,
+        or it would swallow the next item.
+        """
+        async with self._arrived:
+            self._incarnation[group] = incarnation
+            self._arrived.notify_all()
         if group in self._at:
             item = self._items[self._at[group]]
             item.attempts += 1
             if item.attempts <= MAX_FAILURES:
                 return item.work
-            await self.finish(group, f"its worker group died {item.attempts} times")
+            causes = "\n".join(item.causes) or "no worker left a traceback"
+            await self.finish(group, f"{causes}\nits worker group died {item.attempts} times")
         async with self._arrived:
-            await self._arrived.wait_for(lambda: self._waiting or self._closed)
-            if not self._waiting:
+            await self._arrived.wait_for(
+                lambda: self._incarnation[group] != incarnation or self._waiting or self._closed
+            )
+            if self._incarnation[group] != incarnation or not self._waiting:
                 return None
             key = self._waiting.popleft()
-        self._at[group] = key
+            self._at[group] = key
         return self._items[key].work
+
+    async def note(self, group: str, rank: int, cause: str) -> None:
+        """Remember why a rank left the item that its group is at."""
+        if group in self._at:
+            self._items[self._at[group]].causes.append(f"rank {rank}: {cause}")
 
     async def report(self, group: str, row: Mapping[str, Any]) -> None:
         item = self._items[self._at[group]]
@@ -169,7 +194,9 @@ def _run_group(
         train_loop_config={"queue": queue, "group": name, "threads": threads},
         torch_config=TorchConfig(backend="gloo"),
         scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": cpus}),
-        run_config=RunConfig(name=name, storage_path=storage, failure_config=FailureConfig(max_failures=-1)),
+        run_config=RunConfig(
+            name=name, storage_path=storage, failure_config=FailureConfig(max_failures=MAX_RESTARTS)
+        ),
     ).fit()
 
 
@@ -181,29 +208,33 @@ def _work_until_closed(config: Mapping[str, Any]) -> None:
 
     torch.set_num_threads(config["threads"])
     context = ray.train.get_context()
-    queue, group, rank = config["queue"], config["group"], context.get_world_rank()
+    queue, group = config["queue"], config["group"]
+    rank, workers = context.get_world_rank(), context.get_world_size()
 
     def report(row: Mapping[str, Any]) -> None:
         if rank == 0:
             ray.get(queue.report.remote(group, dict(row)))
 
+    incarnation = uuid.uuid4().hex
     while True:
-        work = ray.get(queue.take.remote(group)) if rank == 0 else None
-        if context.get_world_size() > 1:
+        work = ray.get(queue.take.remote(group, incarnation)) if rank == 0 else None
+        if workers > 1:
             work = broadcast_from_rank_zero(work)
         if work is None:
             return
         module, _, function = work.function.partition(":")
-        error = None
         try:
             getattr(importlib.import_module(module), function)(**work.arguments, report=report)
-        except Exception:
-            error = traceback.format_exc()
-            if rank == 0:
-                ray.get(queue.finish.remote(group, error))
-            if context.get_world_size() > 1:
-                # Other ranks may stand in a collective that this one has left: start the group afresh.
+        except Exception as error:
+            cause = traceback.format_exc()
+            if workers > 1:
+                # Ranks may have left a collective at different places, or lost a peer that was killed:
+                # the group is started afresh, and the item done again unless that is hopeless.
+                ray.get(queue.note.remote(group, rank, cause))
+                if isinstance(error, Hopeless) and rank == 0:
+                    ray.get(queue.finish.remote(group, cause))
                 raise
+            ray.get(queue.finish.remote(group, cause))
         else:
             if rank == 0:
                 ray.get(queue.finish.remote(group))

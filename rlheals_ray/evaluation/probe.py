@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import ray
 
 from rlheals_ray.config import EvaluationSettings
 from rlheals_ray.rollout.episode import EpisodeRequest, Sampling, Weights, episodes_table
-from rlheals_ray.rollout.pool import Pool
+from rlheals_ray.rollout.pool import Load, Pool
 from rlheals_ray.tasks import Problem, Task
 
 
@@ -30,12 +28,9 @@ def probe(
     fingerprint: str,
     problems: Sequence[Problem],
     settings: EvaluationSettings,
-) -> pa.Table:
-    """Episodes (tables.EPISODES) of the checkpoint named `checkpoint` in `directory` on `problems`."""
-    weights = Weights(fingerprint)
+) -> tuple[pa.Table, str]:
+    """Episodes (tables.EPISODES) of the checkpoint named `checkpoint` in `directory`, and the engine's name."""
     requests = [EpisodeRequest(problem, ("probe", problem.id)) for problem in problems]
     sampling = Sampling(settings.temperature, settings.max_new_tokens, settings.max_attempts)
-    with pool.lease() as generator:
-        ray.get(generator.load_checkpoint.remote(str(directory), weights))
-        rollout: Any = ray.get(generator.run.remote(requests, sampling, weights))
-    return episodes_table(checkpoint, rollout.episodes)
+    rollout, _ = pool.run(Load.checkpoint(str(directory)), requests, sampling, Weights(fingerprint))
+    return episodes_table(checkpoint, rollout.episodes), rollout.engine

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from rlheals_ray.config import InputError, load_study, presets
 
@@ -39,11 +41,17 @@ def main(job: str, what: str, arguments: Sequence[str] | None = None) -> int:
         print(f"{job}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{job}: interrupted; the same command resumes.", file=sys.stderr)
-        return INTERRUPTED
+        _leave(f"{job}: interrupted; the same command resumes.", INTERRUPTED)
     except _Terminated:
-        print(f"{job}: terminated; the same command resumes.", file=sys.stderr)
-        return TERMINATED
+        _leave(f"{job}: terminated; the same command resumes.", TERMINATED)
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    """End at once: threads that wait for work which now will never finish must not keep the process."""
+    print(message, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 class _Terminated(BaseException):

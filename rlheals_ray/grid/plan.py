@@ -11,8 +11,10 @@ from rich.table import Table
 
 from rlheals_ray.config import Study, dump_study
 from rlheals_ray.grid.preflight import preflight
-from rlheals_ray.grid.resources import SLOTS_PER_CORE, check_cluster, check_local, local_slots, resources_of
+from rlheals_ray.grid.resources import GENERATOR_GIB, LEARNER_GIB, SLOTS_PER_CORE, local_slots, resources_of
+from rlheals_ray.grid.session import Session
 from rlheals_ray.grid.units import EDIT_KINDS, StudyUnits
+from rlheals_ray.storage import StudyFiles
 
 NANO_CHECKPOINT_BYTES = 540_000
 
@@ -26,10 +28,11 @@ def print_plan(study: Study, address: str | None = None) -> int:
     console.print(resolved, highlight=False, markup=False, soft_wrap=True)
     console.print(_stages(study, StudyUnits(study), files))
     console.print(_sharing(study), highlight=False)
-    if address or os.environ.get("RAY_ADDRESS"):
-        cpus, memory = _cluster(address)
-        console.print(f"asks for {needed.explain()}; the cluster has {cpus:g} CPUs", highlight=False)
-        check_cluster(needed, cpus, memory)
+    session = Session(study, files, address)
+    session.check_resources()
+    if session.is_remote:
+        console.print(f"asks for {needed.explain()}; the cluster can hold it", highlight=False)
+        session.close()
     else:
         total = psutil.virtual_memory().total / 2**30
         console.print(
@@ -37,16 +40,12 @@ def print_plan(study: Study, address: str | None = None) -> int:
             f"({SLOTS_PER_CORE} per core) and {total:.1f} GiB",
             highlight=False,
         )
-        check_local(needed)
     console.print(_memory(study), highlight=False)
     console.print(_bytes(study), highlight=False)
     return 0
 
 
-def _stages(study: Study, units: StudyUnits, files: object) -> Table:
-    from rlheals_ray.storage import StudyFiles
-
-    assert isinstance(files, StudyFiles)
+def _stages(study: Study, units: StudyUnits, files: StudyFiles) -> Table:
     probes = units.probes()
     branches = list(units.branches())
     trunks = [units.trunk(seed) for seed in study.seeds]
@@ -86,8 +85,6 @@ def _sharing(study: Study) -> str:
 
 
 def _memory(study: Study) -> str:
-    from rlheals_ray.grid.resources import GENERATOR_GIB, LEARNER_GIB
-
     return f"memory per worker: generator about {GENERATOR_GIB} GiB, learner about {LEARNER_GIB} GiB, plus the weights"
 
 
@@ -103,14 +100,3 @@ def _bytes(study: Study) -> str:
 
 def _directory_bytes(directory: str) -> int:
     return sum(entry.stat().st_size for entry in os.scandir(os.path.expanduser(directory)) if entry.is_file())
-
-
-def _cluster(address: str | None) -> tuple[float, float]:
-    import ray
-
-    ray.init(address=address or "auto", log_to_driver=False, logging_level="ERROR")
-    try:
-        total = ray.cluster_resources()
-        return total.get("CPU", 0.0), total.get("memory", 0.0)
-    finally:
-        ray.shutdown()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 
 from rlheals_ray.config import InputError, Study
@@ -11,6 +11,10 @@ from rlheals_ray.tasks import Rule, Task, get_task
 
 NANO_POSITIONS = 256
 """The longest context of the nano model; models/nano.py, which takes torch to import, says the same."""
+
+
+_SPARE = 8
+"""Tokens by which a feedback may be longer than the one that is measured."""
 
 
 def preflight(study: Study) -> StudyFiles:
@@ -68,39 +72,28 @@ def _check_problems(study: Study, task: Task) -> None:
 
 
 def _check_context(study: Study, task: Task) -> None:
-    longest = _positions(study.base.model)
-    if longest is not None and study.rollout.max_model_len > longest:
-        raise InputError(
-            f"rollout.max_model_len (got {study.rollout.max_model_len}): base.model {study.base.model!r} has "
-            f"{longest} positions; use at most {longest}."
-        )
-    if study.base.model != "nano":
-        return
-    # One word is one token here: the longest episode is the prompt, and each attempt with its feedback.
-    prompt = max(len(task.prompt(p).split()) for p in task.problems("id", "train", 1, seed=0)) + 2
-    # <eot> <user> failed invalid ... unused ... <assistant>
-    feedback = 6 + 2 * int(study.task.options.get("cards", 4))
+    length = _tokens(study)
+    problem = task.problems("id", "train", 1, seed=0)[0]
+    prompt = length(task.prompt(problem))
+    feedback = length(task.reply(task.judge(problem, "")))
     for stage, settings in (("rl", study.rl), ("evaluation", study.evaluation)):
         attempts, new = settings.max_attempts, settings.max_new_tokens
-        needed = prompt + attempts * new + (attempts - 1) * feedback
+        needed = prompt + attempts * new + (attempts - 1) * (feedback + _SPARE)
         if needed > study.rollout.max_model_len:
-            fitting = (study.rollout.max_model_len - prompt + feedback) // (new + feedback)
+            fitting = (study.rollout.max_model_len - prompt + feedback + _SPARE) // (new + feedback + _SPARE)
+            remedy = f"use {stage}.max_attempts={fitting} or a" if fitting >= 1 else "use a"
             raise InputError(
-                f"{stage}.max_attempts (got {attempts}): episodes of that many turns need up to {needed} tokens, but "
-                f"rollout.max_model_len is {study.rollout.max_model_len}; use {stage}.max_attempts={max(1, fitting)} "
-                f"or a longer context."
+                f"{stage}.max_attempts (got {attempts}): episodes of {attempts} turns of {stage}.max_new_tokens={new} "
+                f"need about {needed} tokens, but rollout.max_model_len is {study.rollout.max_model_len}; {remedy} "
+                "longer context."
             )
 
 
-def _positions(model: str) -> int | None:
-    """The longest context that a model's configuration allows, where it says so."""
-    if model == "nano":
-        return NANO_POSITIONS
-    try:
-        config = json.loads((Path(model).expanduser() / "config.json").read_text(encoding="utf-8"))
-        positions = config.get("max_position_embeddings")
-    except (OSError, ValueError, AttributeError):
-        raise InputError(
-            f"base.model (got {model!r}): its config.json cannot be read; copy the model again."
-        ) from None
-    return positions if isinstance(positions, int) else None
+def _tokens(study: Study) -> Callable[[str], int]:
+    """How many tokens a turn has, template included."""
+    if study.base.model == "nano":
+        return lambda text: len(text.split()) + 2  # one word, one token; and the turn's two marks
+    from rlheals_ray.models.chat import ChatFormat
+
+    chat = ChatFormat.of(Path(study.base.model).expanduser())
+    return lambda text: len(chat.first_turn(text))

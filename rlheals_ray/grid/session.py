@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from rlheals_ray.config import Study
+from rlheals_ray.config import InputError, Study
 from rlheals_ray.grid.progress import Timings
 from rlheals_ray.grid.resources import Resources, check_cluster, check_local, local_slots, resources_of
 from rlheals_ray.grid.units import StudyUnits
@@ -68,6 +68,11 @@ class Session:
             check_local(self.resources)
 
     @property
+    def is_remote(self) -> bool:
+        """Whether the study runs on a cluster that it did not start."""
+        return self._cluster is not None
+
+    @property
     def _cluster(self) -> str | None:
         return self.address or os.environ.get("RAY_ADDRESS")
 
@@ -81,7 +86,14 @@ class Session:
             "logging_level": "ERROR",
         }
         if self._cluster:
-            ray.init(address=self._cluster, **common)
+            try:
+                ray.init(address=self._cluster, **common)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                cause = " ".join(str(error).split())
+                raise InputError(
+                    f"--address (got {self._cluster!r}): no Ray cluster answers there ({cause}); "
+                    "check the address, or leave it out to run on this machine."
+                ) from None
             return
         # Workers are many and mostly wait: start them side by side, and do not warn about their number.
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(local_slots()))

@@ -18,22 +18,12 @@ from rich.table import Table
 from rlheals_ray import tables
 from rlheals_ray.config import Study, dump_study
 from rlheals_ray.evaluation.boundary import boundary_rows
+from rlheals_ray.grid.mechanism import clusters, edit_stage, planned_edits, spectra_stage, spectra_units
 from rlheals_ray.grid.preflight import preflight
 from rlheals_ray.grid.session import Session
-from rlheals_ray.grid.stages import (
-    StageFailed,
-    base_stage,
-    clusters,
-    edit_stage,
-    evaluate_stage,
-    peak_step,
-    rl_stage,
-    sft_stage,
-    spectra_stage,
-)
-from rlheals_ray.grid.units import EDIT_KINDS
+from rlheals_ray.grid.stages import base_stage, evaluate_stage, rl_stage, sft_stage
 from rlheals_ray.report import build_report
-from rlheals_ray.storage import StudyFiles, Unit, write_json, write_text
+from rlheals_ray.storage import StudyFiles, write_json, write_text
 
 STAGES: dict[str, tuple[Callable[[Session], None], ...]] = {
     "sft": (base_stage, sft_stage),
@@ -58,32 +48,31 @@ def run_study(study: Study, job: str = "grid", address: str | None = None) -> in
     session = Session(study, files, address)
     session.check_resources()
     with files.lock():
-        _record_study(study, files)
+        if STAGES[job] or not (files.root / "study.yaml").exists():
+            _record_study(study, files)
         try:
             with session.timings.stage("total"):
-                for stage in STAGES[job]:
-                    with session.timings.stage(stage.__name__.removesuffix("_stage")):
-                        _run_stage(session, stage)
-        except StageFailed as failure:
-            session.failures.setdefault(failure.unit, str(failure))
+                # A stage that broke off ends the run: later ones build on it.
+                all(_run(session, stage) for stage in STAGES[job])
         finally:
             session.close()
-        with session.timings.stage("report"):
-            write_tables(session)
-            report = build_report(files.root)
-        files.record_timing(session.timings.seconds)
-        _summary(session, report, _log_failures(session))
+        _run(session, tables_stage)
+        _run(session, report_stage)
+        files.add_timings(session.timings.seconds)
+        _summary(session, _log_failures(session))
     return 1 if session.failures else 0
 
 
-def _run_stage(session: Session, stage: Callable[[Session], None]) -> None:
-    """A stage's unforeseen error is a failure with a log, not a traceback over the user's terminal."""
-    try:
-        stage(session)
-    except StageFailed:
-        raise
-    except Exception:
-        raise StageFailed(stage.__name__.removesuffix("_stage"), traceback.format_exc()) from None
+def _run(session: Session, stage: Callable[[Session], None]) -> bool:
+    """Run one stage; its unforeseen error is a failure with a log, not a traceback over the user's terminal."""
+    name = stage.__name__.removesuffix("_stage")
+    with session.timings.stage(name):
+        try:
+            stage(session)
+        except Exception:
+            session.failures[name] = traceback.format_exc()
+            return False
+    return True
 
 
 def _log_failures(session: Session) -> dict[str, Path]:
@@ -97,16 +86,15 @@ def _log_failures(session: Session) -> dict[str, Path]:
     return logs
 
 
-def write_tables(session: Session) -> None:
+def tables_stage(session: Session) -> None:
     """Compact every table from the parts of the units that are done."""
     study, files, units = session.study, session.files, session.units
-    probes = units.probes()
-    edits = _edit_units(session)
+    edits = planned_edits(session)
     files.compact("sft", [units.losses(seed) for seed in study.seeds])
     files.compact("rl", [unit for _, _, unit in units.branches()])
-    files.compact("spectra", _spectra_units(session))
-    files.compact("edits", [unit for unit, _ in edits])
-    probed = [probe.unit for probe in probes] + [unit for _, unit in edits]
+    files.compact("spectra", list(spectra_units(session).values()))
+    files.compact("edits", [plan.unit for plan in edits if files.is_done(plan.probe.unit)])
+    probed = [wanted.unit for wanted in [*units.probes(), *(plan.probe for plan in edits)]]
     episodes = files.compact("episodes", probed)
     scores = files.compact("scores", probed)
     rows = boundary_rows(
@@ -119,6 +107,11 @@ def write_tables(session: Session) -> None:
     files.write_table("boundary", tables.table("boundary", rows))
 
 
+def report_stage(session: Session) -> None:
+    """The report, from the tables."""
+    build_report(session.files.root)
+
+
 def _with_start_of_branches(scores: pa.Table, study: Study) -> pa.Table:
     """The scores, and with budget 0 the SFT checkpoints again as the branches' own starts."""
     if 0 not in study.rl.budgets:
@@ -129,30 +122,6 @@ def _with_start_of_branches(scores: pa.Table, study: Study) -> pa.Table:
         if row["stage"] == "sft" and row["sft_step"] in study.rl.from_steps
     ]
     return pa.concat_tables([scores, tables.table("scores", starts)])
-
-
-def _spectra_units(session: Session) -> list[Unit]:
-    return [session.units.spectra(seed, peak_step(session, seed)) for seed in _probed_seeds(session)]
-
-
-def _edit_units(session: Session) -> list[tuple[Unit, Unit]]:
-    """(edit, its probe) of every edit and control of the seeds whose trunk has been probed."""
-    out = []
-    for seed in _probed_seeds(session):
-        for settings in session.study.edits:
-            for kind in EDIT_KINDS:
-                unit, probe = session.units.edit(seed, settings, kind, peak_step(session, seed))
-                out.append((unit, probe.unit))
-    return out
-
-
-def _probed_seeds(session: Session) -> list[int]:
-    files, units = session.files, session.units
-    return [
-        seed
-        for seed in session.study.seeds
-        if all(files.is_done(probe.unit) for probe in units.trunk_probes(seed))
-    ]
 
 
 def _record_study(study: Study, files: StudyFiles) -> None:
@@ -174,7 +143,7 @@ def _git_commit() -> str | None:
         return None
 
 
-def _summary(session: Session, report: Path, logs: Mapping[str, Path]) -> None:
+def _summary(session: Session, logs: Mapping[str, Path]) -> None:
     """The boundary, the stages' times, the failures and the report's path, in the terminal."""
     console = Console()
     rows = [
@@ -196,7 +165,7 @@ def _summary(session: Session, report: Path, logs: Mapping[str, Path]) -> None:
             highlight=False,
             soft_wrap=True,
         )
-    console.print(f"report: {report}", highlight=False, soft_wrap=True)
+    console.print(f"report: {session.files.root / 'report.html'}", highlight=False, soft_wrap=True)
 
 
 def _print(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

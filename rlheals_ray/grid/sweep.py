@@ -14,40 +14,15 @@ from typing import Any
 from ray import tune
 
 from rlheals_ray.config import Study
-from rlheals_ray.evaluation.probe import probe, probe_problems
-from rlheals_ray.evaluation.scores import score_rows
+from rlheals_ray.grid.probes import run_probe
 from rlheals_ray.grid.progress import StageProgress
-from rlheals_ray.grid.units import Probe, StudyUnits
+from rlheals_ray.grid.units import StudyUnits
 from rlheals_ray.rollout.pool import Pool
 from rlheals_ray.sft.names import trunk_checkpoint
 from rlheals_ray.storage import StudyFiles
-from rlheals_ray.tables import table
-from rlheals_ray.tasks import get_task
 from rlheals_ray.training import Training, Work
 
 TRAIN_BRANCH = "rlheals_ray.rl.learner:train_branch"
-
-
-def run_probe(study: Study, files: StudyFiles, pool: Pool, wanted: Probe) -> None:
-    """Probe one checkpoint on both rules and leave its parts of tables/episodes and tables/scores."""
-    if files.is_done(wanted.unit):
-        return
-    task = get_task(study.task.name, **study.task.options)
-    problems = [p for rule in ("id", "ood") for p in probe_problems(task, study.evaluation, rule)]
-    directory = files.checkpoint(wanted.checkpoint)
-    episodes = probe(pool, wanted.checkpoint, directory, wanted.unit.fingerprint, problems, study.evaluation)
-    rows = score_rows(
-        episodes,
-        stage=wanted.stage,
-        recipe=study.sft.recipe,
-        seed=wanted.seed,
-        sft_step=wanted.sft_step,
-        rl_step=wanted.rl_step,
-        engine=study.rollout.engine,
-    )
-    files.write_part("episodes", wanted.unit, episodes)
-    files.write_part("scores", wanted.unit, table("scores", rows))
-    files.mark_done(wanted.unit)
 
 
 def sweep(

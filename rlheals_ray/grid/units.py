@@ -6,9 +6,10 @@ is in none of them, so that adding a seed adds work and repeats nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from rlheals_ray.config import EditSettings, Study
 from rlheals_ray.rl.names import branch_checkpoint
@@ -30,7 +31,8 @@ class Probe:
 
     unit: Unit
     checkpoint: str
-    checkpoint_fingerprint: str
+    made_by: str
+    """Fingerprint of the unit that makes the checkpoint."""
     stage: str
     seed: int | None
     sft_step: int | None
@@ -49,7 +51,13 @@ class StudyUnits:
 
     @cached_property
     def base(self) -> Unit:
-        return Unit("base", fingerprint(code=CODE["base"], base=self.study.base.model_dump(), task=self.task))
+        settings = self.study.base
+        if settings.model == "nano":
+            return Unit("base", fingerprint(code=CODE["base"], base=settings.model_dump(), task=self.task))
+        # The same path may hold other weights tomorrow: sizes and times of its files tell, without reading them.
+        files = sorted(Path(settings.model).expanduser().iterdir())
+        content = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        return Unit("base", fingerprint(code=CODE["base"], model=settings.model, content=content))
 
     def trunk(self, seed: int) -> Unit:
         settings = self.study.sft.model_dump(exclude={"workers"})
@@ -112,8 +120,8 @@ class StudyUnits:
                 out += self.branch_probes(seed, step)
         return out
 
-    def spectra(self, seed: int, peak: int) -> Unit:
-        """Comparisons of one seed's checkpoints; they depend on which SFT step is the peak."""
+    def spectra(self, seed: int, peak: int, branches: Sequence[int]) -> Unit:
+        """Comparisons of one seed's checkpoints: they depend on the peak and on which branches are done."""
         return Unit(
             f"spectra/seed={seed}",
             fingerprint(
@@ -121,7 +129,7 @@ class StudyUnits:
                 spectra=self.study.spectra.model_dump(),
                 peak=peak,
                 trunk=self.trunk(seed).fingerprint,
-                branches=[self.branch(seed, step).fingerprint for step in self.study.rl.from_steps],
+                branches=[self.branch(seed, step).fingerprint for step in branches],
             ),
         )
 
@@ -150,7 +158,6 @@ class StudyUnits:
         sft_step: int | None,
         rl_step: int | None,
     ) -> Probe:
-        own = fingerprint(checkpoint=checkpoint, parent=parent)
         unit = Unit(
             f"probe/{checkpoint}",
             fingerprint(
@@ -158,10 +165,10 @@ class StudyUnits:
                 evaluation=self.study.evaluation.model_dump(),
                 generation=self._generation,
                 task=self.task,
-                parent=own,
+                parent=parent,
             ),
         )
-        return Probe(unit, checkpoint, own, stage, seed, sft_step, rl_step)
+        return Probe(unit, checkpoint, parent, stage, seed, sft_step, rl_step)
 
     @property
     def _problems(self) -> dict[str, int]:

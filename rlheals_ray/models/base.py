@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from rlheals_ray.config import Study
 from rlheals_ray.models import nano
+from rlheals_ray.models.checkpoint import copy_companions, copy_model
 from rlheals_ray.models.nano_base import train_nano_base
-from rlheals_ray.storage import new_directory
-
-_TAKEN_OVER = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
+from rlheals_ray.storage import StudyFiles, Unit, new_directory
 
 
 def write_architecture(study: Study, directory: Path) -> None:
@@ -24,12 +22,14 @@ def write_architecture(study: Study, directory: Path) -> None:
             nano.architecture(targets).save_pretrained(target)
             nano.tokenizer(targets).save_pretrained(target)
         else:
-            _take_over(Path(study.base.model).expanduser(), target, _TAKEN_OVER[1:])
+            copy_companions(Path(study.base.model).expanduser(), target)
 
 
-def make_base(study: Study, directory: Path, threads: int) -> Iterator[tuple[int, float]]:
-    """Make the base checkpoint; yields (step, smoothed loss) as nano's training goes on."""
-    with new_directory(directory) as target:
+def make_base(
+    study: Study, files: StudyFiles, name: str, unit: Unit, threads: int
+) -> Iterator[tuple[int, float]]:
+    """Make the base checkpoint `name`; yields (step, smoothed loss) as nano's training goes on."""
+    with new_directory(files.checkpoint(name)) as target:
         if study.base.model == "nano":
             torch.set_num_threads(threads)
             cards = int(study.task.options.get("cards", 4))
@@ -38,14 +38,9 @@ def make_base(study: Study, directory: Path, threads: int) -> Iterator[tuple[int
                 target, cards=cards, targets=_targets(study), seed=base.seed, steps=base.steps
             )
         else:
-            _take_over(Path(study.base.model).expanduser(), target, _TAKEN_OVER)
+            copy_model(Path(study.base.model).expanduser(), target)
+        files.stamp(target, unit)
 
 
 def _targets(study: Study) -> list[int]:
     return [int(target) for target in study.task.options.get("targets", [24])]
-
-
-def _take_over(source: Path, target: Path, patterns: Sequence[str]) -> None:
-    for pattern in patterns:
-        for file in source.glob(pattern):
-            shutil.copy2(file, target / file.name)

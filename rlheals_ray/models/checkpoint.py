@@ -206,6 +206,14 @@ def copy_companions(source: Path, target: Path) -> None:
             shutil.copyfile(path, target / path.name)
 
 
+def copy_model(source: Path, target: Path) -> None:
+    """Copy the model of a Hugging Face directory, safetensors and companions, and nothing else."""
+    copy_companions(source, target)
+    for pattern in ("*.safetensors", INDEX_FILE):
+        for path in source.glob(pattern):
+            shutil.copyfile(path, target / path.name)
+
+
 def content_hash(tensor: torch.Tensor) -> str:
     """SHA-256 (hex) of a CPU tensor's dtype, shape and values."""
     digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())

@@ -26,7 +26,8 @@ from rlheals_ray.rl.critic import Critic
 from rlheals_ray.rl.names import branch_checkpoint
 from rlheals_ray.rl.ppo import PPO
 from rlheals_ray.rollout.episode import Episode, EpisodeRequest, Sampling, Weights
-from rlheals_ray.rollout.pool import Pool
+from rlheals_ray.rollout.generator import Rollout
+from rlheals_ray.rollout.pool import Load, Pool
 from rlheals_ray.rollout.weight_sync import flatten
 from rlheals_ray.storage import StudyFiles, Unit, new_directory
 from rlheals_ray.tasks import Problem, get_task
@@ -50,6 +51,8 @@ def train_branch(
     """
     import ray.train
 
+    if files.is_done(unit):
+        return  # the worker that did it died before it could say so
     context = ray.train.get_context()
     branch = _Branch(
         study, files, pool, seed, sft_step, unit, start, context.get_world_rank(), context.get_world_size()
@@ -106,9 +109,10 @@ class _Branch:
             for problem in problems:
                 received[problem.id] = received.get(problem.id, 0) + 1
             if self._rank == 0:
-                save_state(state_file, self._modules, self._optimizers, rows=rows, received=received)
+                # Published first: an update that counts as completed has its checkpoint.
                 if update in budgets:
                     self._publish(update)
+                save_state(state_file, self._modules, self._optimizers, rows=rows, received=received)
             report(
                 {
                     "update": update,
@@ -130,12 +134,13 @@ class _Branch:
 
     def _update(self, update: int) -> tuple[dict[str, Any], list[Problem]]:
         problems = self._draw(update)
-        episodes, seconds = self._generate(problems, update)
+        rollout, seconds_sync = self._generate(problems, update)
+        episodes = rollout.episodes
         clock = time.perf_counter()
         mine = list(range(self._rank, len(episodes), self._world_size))
         batch = batch_of([episodes[i] for i in mine], self._study.rl.max_attempts)
         metrics = self._ppo.update(batch, first=update == 1)
-        seconds["seconds_learn"] = time.perf_counter() - clock
+        seconds_learn = time.perf_counter() - clock
         row = {
             "recipe": self._study.sft.recipe,
             "algorithm": self._study.rl.algorithm,
@@ -146,8 +151,10 @@ class _Branch:
             **metrics,
             "weight_lag": update - 1 - episodes[0].weights.update,
             "tokens": sum(episode.tokens for episode in episodes),
-            **seconds,
-            "engine": self._study.rollout.engine,
+            "seconds_generate": rollout.seconds,
+            "seconds_learn": seconds_learn,
+            "seconds_sync": seconds_sync,
+            "engine": rollout.engine,
             "wrapped_model": type(self._model).__name__,
         }
         return row, problems
@@ -160,12 +167,17 @@ class _Branch:
         order = np.concatenate([rng.permutation(len(self._problems)) for _ in range(rounds)])[:count]
         return [self._problems[i] for i in order]
 
-    def _generate(self, problems: Sequence[Problem], update: int) -> tuple[list[Episode], dict[str, float]]:
-        """Episodes from the pool with the learner's present weights; the same list on every rank."""
+    def _generate(self, problems: Sequence[Problem], update: int) -> tuple[Rollout, float]:
+        """Episodes from the pool with the learner's present weights, the same on every rank; seconds of sync."""
         from ray.train.collective import broadcast_from_rank_zero
 
-        if self._rank > 0:
-            return broadcast_from_rank_zero(None)
+        if self._world_size == 1:
+            return self._ask_pool(problems, update)
+        reference = [ray.put(self._ask_pool(problems, update))] if self._rank == 0 else None
+        result: tuple[Rollout, float] = ray.get(broadcast_from_rank_zero(reference)[0])
+        return result
+
+    def _ask_pool(self, problems: Sequence[Problem], update: int) -> tuple[Rollout, float]:
         settings = self._study.rl
         weights = Weights(self._unit.fingerprint, update - 1)
         requests = [
@@ -176,21 +188,17 @@ class _Branch:
             settings.temperature, settings.max_new_tokens, settings.max_attempts, logprobs=True
         )
         flat, layout = flatten(self._model.state_dict().items())
-        with self._pool.lease() as generator:
-            clock = time.perf_counter()
-            ray.get(generator.load_weights.remote(ray.put(flat), layout, weights))
-            synced = time.perf_counter()
-            rollout = ray.get(generator.run.remote(requests, sampling, weights))
+        rollout, seconds_sync = self._pool.run(Load.flat(ray.put(flat), layout), requests, sampling, weights)
         if any(episode.weights != weights for episode in rollout.episodes):
             raise RuntimeError(f"episodes were made with other weights than {weights}")
-        result = rollout.episodes, {"seconds_generate": rollout.seconds, "seconds_sync": synced - clock}
-        return broadcast_from_rank_zero(result) if self._world_size > 1 else result
+        return rollout, seconds_sync
 
     def _publish(self, update: int) -> None:
         name = branch_checkpoint(self._seed, self._sft_step, update)
         with new_directory(self._files.checkpoint(name)) as directory:
             self._model.save_pretrained(directory)
             self._tokenizer.save_pretrained(directory)
+            self._files.stamp(directory, self._unit)
 
 
 def _outcome(episodes: Sequence[Episode]) -> dict[str, float]:

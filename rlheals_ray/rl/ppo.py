@@ -17,9 +17,10 @@ from rlheals_ray.rl.batch import Batch, per_turn
 from rlheals_ray.rl.critic import Critic
 from rlheals_ray.rl.losses import explained_variance, policy_loss, value_loss
 from rlheals_ray.rl.policy import Evaluation, evaluate
+from rlheals_ray.training import Hopeless
 
 
-class Diverged(RuntimeError):
+class Diverged(Hopeless):
     """A loss or gradient became NaN or infinite."""
 
 
@@ -60,6 +61,7 @@ class PPO:
             old_logprobs = per_turn(generator_logprobs, batch.turn_of, batch.exists.shape[1])
         tokens = _sum(float((batch.turn_of >= 0).sum()))
         totals = {"clipped": 0.0, "norm": 0.0, "entropy": 0.0, "kl": 0.0}
+        value_clip = settings.clip * _scale(returns, batch)
         for _ in range(settings.epochs):
             scored = evaluate(self.model, batch, settings.temperature)
             loss, clipped = policy_loss(
@@ -67,9 +69,7 @@ class PPO:
             )
             loss = loss / turns - settings.entropy_coefficient * scored.entropy / tokens
             values = self.critic(before.features)
-            critic_loss = value_loss(
-                values, old_values, returns, batch.exists, settings.clip * _scale(returns, batch)
-            )
+            critic_loss = value_loss(values, old_values, returns, batch.exists, value_clip)
             totals["norm"] += self._step(loss, settings.value_coefficient * critic_loss / turns)
             totals["clipped"] += _sum(float(clipped))
             totals["entropy"] += _sum(float(scored.entropy.detach()))

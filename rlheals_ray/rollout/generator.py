@@ -19,6 +19,9 @@ from rlheals_ray.rollout.episode import Episode, EpisodeRequest, Sampling, Weigh
 from rlheals_ray.rollout.weight_sync import Layout, views
 from rlheals_ray.tasks import get_task
 
+MAX_RESTARTS = 3
+"""How often Ray restarts a generator that died; it comes back without weights, and refuses to answer."""
+
 
 @dataclass(frozen=True)
 class GeneratorSettings:
@@ -36,6 +39,8 @@ class Rollout:
 
     episodes: list[Episode]
     seconds: float
+    engine: str
+    """The name of the engine that made them."""
 
 
 class Generator:
@@ -79,7 +84,7 @@ class Generator:
         episodes = run_episodes(
             self._engine, self._task, self._chat, requests, sampling, weights, self._settings.max_model_len
         )
-        return Rollout(episodes, time.perf_counter() - start)
+        return Rollout(episodes, time.perf_counter() - start, self._engine.name)
 
 
 def start_generator(settings: GeneratorSettings, *, threads: int, num_cpus: float) -> ray.actor.ActorHandle:
@@ -87,5 +92,7 @@ def start_generator(settings: GeneratorSettings, *, threads: int, num_cpus: floa
     from rlheals_ray.rollout.vllm_environment import ENVIRONMENT
 
     environment = {**ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}
-    actor = ray.remote(Generator).options(num_cpus=num_cpus, runtime_env={"env_vars": environment})
+    actor = ray.remote(Generator).options(
+        num_cpus=num_cpus, max_restarts=MAX_RESTARTS, runtime_env={"env_vars": environment}
+    )
     return actor.remote(settings)

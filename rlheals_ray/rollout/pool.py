@@ -1,19 +1,44 @@
 """The pool: warm generators, each lent to one consumer at a time.
 
-The driver owns the engines. A consumer (a branch of RL, a probe) holds an exclusive lease; with one
-engine leases queue, and since a consumer never holds two, they cannot deadlock.
+The driver owns the engines. A consumer (a branch's update, a probe) has exclusive use of one for one
+load-and-run; with one engine consumers queue. The lease is held by the pool's own actor and not by
+the consumer, so a consumer that dies cannot keep an engine.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 
-from rlheals_ray.rollout.generator import GeneratorSettings, start_generator
+from rlheals_ray.rollout.episode import EpisodeRequest, Sampling, Weights
+from rlheals_ray.rollout.generator import GeneratorSettings, Rollout, start_generator
+
+ATTEMPTS = 3
+"""How often a load-and-run is tried when its generator dies; Ray restarts the generator meanwhile."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a generator must hold before it runs: a checkpoint on disk, or a learner's flat weights."""
+
+    method: str
+    arguments: tuple[Any, ...]
+
+    @classmethod
+    def checkpoint(cls, directory: str) -> Load:
+        return cls("load_checkpoint", (directory,))
+
+    @classmethod
+    def flat(cls, flat: ray.ObjectRef, layout: Any) -> Load:
+        # In a list the reference passes through the lease's actor without its array being fetched there.
+        return cls("load_weights", ([flat], layout))
 
 
 class Leases:
@@ -21,15 +46,27 @@ class Leases:
 
     def __init__(self, generators: list[ray.actor.ActorHandle]) -> None:
         self._free: asyncio.Queue[ray.actor.ActorHandle] = asyncio.Queue()
+        self._threads = ThreadPoolExecutor(max_workers=len(generators))
         for generator in generators:
             self._free.put_nowait(generator)
 
-    async def acquire(self) -> ray.actor.ActorHandle:
-        """Wait for a free generator."""
-        return await self._free.get()
-
-    async def release(self, generator: ray.actor.ActorHandle) -> None:
-        self._free.put_nowait(generator)
+    async def run(
+        self, load: Load, requests: Sequence[EpisodeRequest], sampling: Sampling, weights: Weights
+    ) -> tuple[list[ray.ObjectRef], float]:
+        """Load and run on the next free generator; a reference to its Rollout, and the seconds of loading."""
+        generator = await self._free.get()
+        try:
+            start = time.perf_counter()
+            arguments = [item[0] if isinstance(item, list) else item for item in load.arguments]
+            await getattr(generator, load.method).remote(*arguments, weights)
+            loaded = time.perf_counter()
+            reference = generator.run.remote(requests, sampling, weights)
+            # Wait for the episodes without fetching them: they go straight to the consumer.
+            wait = lambda: ray.wait([reference], fetch_local=False)  # noqa: E731
+            await asyncio.get_running_loop().run_in_executor(self._threads, wait)
+            return [reference], loaded - start
+        finally:
+            self._free.put_nowait(generator)
 
 
 @dataclass(frozen=True)
@@ -47,16 +84,21 @@ class Pool:
         leases = ray.remote(Leases).options(num_cpus=0, max_concurrency=1000).remote(generators)
         return cls(leases, tuple(generators))
 
-    def wait_ready(self) -> str:
-        """Wait until every engine is up; returns the engine's name."""
-        names: list[str] = ray.get([generator.ready.remote() for generator in self.generators])
-        return names[0]
+    def wait_ready(self) -> None:
+        """Wait until every engine is up; raises what kept one from starting."""
+        ray.get([generator.ready.remote() for generator in self.generators])
 
-    @contextmanager
-    def lease(self) -> Iterator[ray.actor.ActorHandle]:
-        """Hold one generator exclusively for the length of the block."""
-        generator = ray.get(self.leases.acquire.remote())
-        try:
-            yield generator
-        finally:
-            ray.get(self.leases.release.remote(generator))
+    def run(
+        self, load: Load, requests: Sequence[EpisodeRequest], sampling: Sampling, weights: Weights
+    ) -> tuple[Rollout, float]:
+        """Episodes by exactly `weights`, from the next free engine, and the seconds of loading them."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                references, seconds = ray.get(self.leases.run.remote(load, requests, sampling, weights))
+                rollout: Rollout = ray.get(references[0])
+            except RayActorError:
+                if attempt == ATTEMPTS:
+                    raise
+            else:
+                return rollout, seconds
+        raise AssertionError("unreachable")

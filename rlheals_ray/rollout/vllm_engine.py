@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 from vllm import LLM, SamplingParams
 from vllm.inputs import TokensPrompt
 from vllm.sampling_params import RequestOutputKind
@@ -56,6 +57,7 @@ class VllmEngine:
             worker_extension_cls=f"{__name__}.{WeightReceiver.__name__}",
         )
         self._engine = self._llm.llm_engine
+        self._expected = _tensor_names(directory)
 
     def submit(
         self,
@@ -93,14 +95,38 @@ class VllmEngine:
         self.load_weights((name, checkpoint.tensor(name)) for name in checkpoint.names())
 
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        self._llm.collective_rpc("load", args=(iter(tensors),))
+        sent: set[str] = set()
+        self._llm.collective_rpc("load", args=(_noting(tensors, sent),))
+        # The engine starts with random weights, and vLLM only logs what an update leaves out.
+        if absent := self._expected - sent:
+            raise ValueError(
+                f"the update lacks {len(absent)} of the model's tensors, such as {min(absent)!r}"
+            )
         # Cached keys and values belong to the old weights; serving them would be silently wrong.
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM kept its prefix cache after a weight update: requests are still running")
 
 
+def _noting(
+    tensors: Iterable[tuple[str, torch.Tensor]], names: set[str]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in tensors:
+        names.add(name)
+        yield name, tensor
+
+
+def _tensor_names(directory: Path) -> set[str]:
+    """Names of the tensors that a checkpoint of this architecture holds, tied ones aside."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
+    tied = set(model.all_tied_weights_keys or {})
+    return {name for name, _ in model.named_parameters()} - tied
+
+
 def _completion(output: Any) -> Completion:
     sampled = output.outputs[0]
     ids = list(sampled.token_ids)
-    logprobs = [position[token].logprob for token, position in zip(ids, sampled.logprobs or (), strict=False)]
+    logprobs = []
+    if sampled.logprobs is not None:
+        logprobs = [at[token].logprob for token, at in zip(ids, sampled.logprobs, strict=True)]
     return Completion(output.request_id, ids, logprobs, sampled.finish_reason == "stop")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,13 @@ from trl import SFTConfig, SFTTrainer
 from rlheals_ray import tables
 from rlheals_ray.config import Study
 from rlheals_ray.models.chat import ChatFormat
+from rlheals_ray.models.checkpoint import copy_model
 from rlheals_ray.received import record_received
 from rlheals_ray.sft.data import Example, training_examples
 from rlheals_ray.sft.names import trunk_checkpoint
 from rlheals_ray.storage import StudyFiles, Unit, new_directory
 from rlheals_ray.tasks import get_task
 from rlheals_ray.training import Report
-
-RESUME_FILES = {"optimizer.pt", "scheduler.pt", "trainer_state.json", "training_args.bin"}
-"""What the trainer keeps beside a model to resume; it does not belong into a published checkpoint."""
 
 
 def train_trunk(study: Study, files: StudyFiles, seed: int, unit: Unit, base: str, report: Report) -> None:
@@ -45,17 +43,19 @@ def train_trunk(study: Study, files: StudyFiles, seed: int, unit: Unit, base: st
     """
     import ray.train
 
+    if files.is_done(unit):
+        return  # the worker that did it died before it could say so
     context = ray.train.get_context()
     settings = study.sft
     task = get_task(study.task.name, **study.task.options)
     base_directory = files.checkpoint(base)
     examples = training_examples(task, ChatFormat.of(base_directory), settings, seed)
     state = files.state(unit)
-    log = _TrunkLog(study, files, seed, state, report, is_main=context.get_world_rank() == 0)
+    log = _TrunkLog(study, files, seed, unit, report, is_main=context.get_world_rank() == 0)
     if context.get_world_rank() == 0:
         record_received(files.received(unit), task, [example.problem for example in examples])
         if 0 in settings.steps:
-            _publish(base_directory, files.checkpoint(trunk_checkpoint(seed, 0)))
+            _publish(base_directory, files, trunk_checkpoint(seed, 0), unit)
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(base_directory, dtype=torch.float32),
         args=_arguments(study, seed, state, context.get_world_size()),
@@ -65,7 +65,12 @@ def train_trunk(study: Study, files: StudyFiles, seed: int, unit: Unit, base: st
     )
     trainer.train(resume_from_checkpoint=log.resume_point())
     if context.get_world_rank() == 0:
-        rows = log.rows(type(trainer.model_wrapped).__name__, context.get_experiment_name())
+        rows = log.rows(
+            trainer.state.log_history,
+            examples,
+            wrapped_model=type(trainer.model_wrapped).__name__,
+            train_run=context.get_experiment_name(),
+        )
         files.write_part("sft", unit, tables.table("sft", rows))
         files.mark_done(unit)
         shutil.rmtree(state, ignore_errors=True)
@@ -113,10 +118,11 @@ class _TrunkLog(TrainerCallback):
     """Saves and publishes the trunk's checkpoints and keeps its log; the trainer calls it."""
 
     def __init__(
-        self, study: Study, files: StudyFiles, seed: int, state: Path, report: Report, *, is_main: bool
+        self, study: Study, files: StudyFiles, seed: int, unit: Unit, report: Report, *, is_main: bool
     ) -> None:
         self._study, self._files, self._seed = study, files, seed
-        self._state, self._report, self._is_main = state, report, is_main
+        self._unit, self._state = unit, files.state(unit)
+        self._report, self._is_main = report, is_main
         self._start = time.perf_counter()
 
     def on_step_end(
@@ -136,7 +142,6 @@ class _TrunkLog(TrainerCallback):
         if logs and "loss" in logs and self._is_main:
             # The trainer's own history survives a restart with the rest of its state.
             state.log_history[-1]["seconds"] = time.perf_counter() - self._start
-            self._history = state.log_history
             self._report({"step": state.global_step, "of": state.max_steps, "loss": float(logs["loss"])})
 
     def on_save(
@@ -144,7 +149,7 @@ class _TrunkLog(TrainerCallback):
     ) -> None:
         if self._is_main:
             saved = self._state / f"checkpoint-{state.global_step}"
-            _publish(saved, self._files.checkpoint(trunk_checkpoint(self._seed, state.global_step)))
+            _publish(saved, self._files, trunk_checkpoint(self._seed, state.global_step), self._unit)
             (saved / "PUBLISHED").touch()
 
     def resume_point(self) -> str | None:
@@ -154,10 +159,16 @@ class _TrunkLog(TrainerCallback):
         )
         return str(saved[-1].parent) if saved else None
 
-    def rows(self, wrapped_model: str, train_run: str) -> list[dict[str, Any]]:
+    def rows(
+        self,
+        log: Sequence[Mapping[str, Any]],
+        examples: Sequence[Example],
+        wrapped_model: str,
+        train_run: str,
+    ) -> list[dict[str, Any]]:
         """One row per saved step; train_loss and grad_norm are means over the updates since the one before."""
-        history: dict[int, Any] = {int(entry["step"]): entry for entry in self._history if "loss" in entry}
-        rows, previous = [], 0
+        history: dict[int, Any] = {int(entry["step"]): entry for entry in log if "loss" in entry}
+        rows, previous, batch = [], 0, self._study.sft.batch_size
         for step in self._study.sft.steps:
             updates = [history[s] for s in range(previous + 1, step + 1) if s in history]
             rows.append(
@@ -170,7 +181,7 @@ class _TrunkLog(TrainerCallback):
                     "ood_loss": None,
                     "learning_rate": updates[-1]["learning_rate"] if updates else None,
                     "grad_norm": _mean(updates, "grad_norm"),
-                    "tokens": int(updates[-1].get("num_tokens", 0)) if updates else 0,
+                    "tokens": sum(len(e.input_ids) for e in examples[previous * batch : step * batch]),
                     "seconds": sum(_durations(updates, history)),
                     "engine": "trl.SFTTrainer",
                     "wrapped_model": wrapped_model,
@@ -195,10 +206,8 @@ def _durations(updates: list[Any], history: Mapping[int, Any]) -> list[float]:
     return out
 
 
-def _publish(source: Path, target: Path) -> None:
+def _publish(source: Path, files: StudyFiles, name: str, unit: Unit) -> None:
     """Copy the model's files of a saved state to where checkpoints live, as a whole."""
-    with new_directory(target) as directory:
-        for file in source.iterdir():
-            resume_only = file.name in RESUME_FILES or file.name.startswith("rng_state")
-            if file.is_file() and not resume_only and file.name != "PUBLISHED":
-                shutil.copy2(file, directory / file.name)
+    with new_directory(files.checkpoint(name)) as directory:
+        copy_model(source, directory)
+        files.stamp(directory, unit)

@@ -1,0 +1,116 @@
+"""A real vLLM engine in a Ray actor: its log-probabilities, weight updates, weight identity, determinism."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from transformers import LlamaForCausalLM
+
+from rlheals_ray.config import RolloutSettings, TaskSettings
+from rlheals_ray.models import nano
+from rlheals_ray.rl.batch import batch_of
+from rlheals_ray.rollout.episode import Episode, EpisodeRequest, Sampling, Weights
+from rlheals_ray.rollout.generator import GeneratorSettings, start_generator
+from rlheals_ray.rollout.weight_sync import flatten
+from rlheals_ray.tasks import get_task
+
+TARGETS = [18, 24]
+TASK = TaskSettings.model_validate(
+    {"name": "general_points", "cards": 3, "targets": TARGETS, "wording": "compact"}
+)
+# An untrained model never ends its turn: five attempts of 40 tokens make contexts of over 200 tokens,
+# beyond vLLM's CPU cache block of 128, so that later turns are served from the prefix cache.
+SAMPLING = Sampling(temperature=0.7, max_new_tokens=40, max_attempts=5, logprobs=True)
+
+
+@dataclass
+class Served:
+    """A generator and the two versions of a model that it is given."""
+
+    generator: Any
+    models: tuple[LlamaForCausalLM, LlamaForCausalLM]
+    directory: Path
+
+    def load(self, version: int) -> Weights:
+        weights = Weights("test", version)
+        flat, layout = flatten(self.models[version].state_dict().items())
+        ray.get(self.generator.load_weights.remote(ray.put(flat), layout, weights))
+        return weights
+
+    def run(self, weights: Weights) -> list[Episode]:
+        return ray.get(self.generator.run.remote(requests(), SAMPLING, weights)).episodes
+
+
+def requests() -> list[EpisodeRequest]:
+    problems = get_task(TASK.name, **TASK.options).problems("id", "train", 12)
+    return [EpisodeRequest(problem, ("test", i)) for i, problem in enumerate(problems)]
+
+
+@pytest.fixture(scope="module", params=["untied", "tied"])
+def served(
+    request: pytest.FixtureRequest, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory
+) -> Served:
+    directory = tmp_path_factory.mktemp(request.param)
+    config = nano.architecture(TARGETS)
+    config.tie_word_embeddings = request.param == "tied"
+    models = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        models.append(LlamaForCausalLM(config).float().eval())
+        # Untrained logits are nearly flat; larger weights make a wrong one show in every token.
+        for name, weight in models[-1].named_parameters():
+            weight.data.mul_(1 if "norm" in name else 5 if "embed" in name or "head" in name else 10)
+    nano.save(models[0], TARGETS, directory)
+    settings = GeneratorSettings(str(directory), TASK, RolloutSettings())
+    generator = start_generator(settings, threads=1, num_cpus=1)
+    assert ray.get(generator.ready.remote()) == "vllm"
+    yield Served(generator, (models[0], models[1]), directory)
+    ray.kill(generator)
+
+
+@torch.no_grad()
+def mismatch(model: LlamaForCausalLM, episodes: list[Episode]) -> float:
+    """Largest difference to transformers' own log-probabilities of the sampled tokens, over whole episodes."""
+    batch = batch_of(episodes, SAMPLING.max_attempts)
+    logits = model(input_ids=batch.ids).logits.double() / SAMPLING.temperature
+    logprobs = torch.log_softmax(logits, -1)[:, :-1].gather(-1, batch.ids[:, 1:, None]).squeeze(-1)
+    own = batch.turn_of[:, 1:] >= 0
+    return float((logprobs - batch.logprobs[:, 1:])[own].abs().max())
+
+
+def test_log_probabilities_are_those_of_the_sampling_distribution_after_every_weight_update(
+    served: Served,
+) -> None:
+    for version in (0, 1, 0):
+        weights = served.load(version)
+        episodes = served.run(weights)
+        longest = max(sum(len(t.prompt_ids) + len(t.completion_ids) for t in e.turns) for e in episodes)
+        assert longest > 128, "the prefix cache was never hit"
+        assert mismatch(served.models[version], episodes) < 1e-3
+        assert mismatch(served.models[1 - version], episodes) > 0.1, "the other weights would pass as well"
+        assert all(episode.weights == weights for episode in episodes)
+
+
+def test_the_same_request_gives_the_same_episode(served: Served) -> None:
+    weights = served.load(0)
+    first, second = served.run(weights), served.run(weights)
+    assert [e.turns for e in first] == [e.turns for e in second]
+
+
+def test_a_checkpoint_from_disk_and_the_same_weights_from_memory_answer_alike(served: Served) -> None:
+    from_memory = served.run(served.load(0))
+    weights = Weights("on disk")
+    ray.get(served.generator.load_checkpoint.remote(str(served.directory), weights))
+    from_disk = served.run(weights)
+    assert [e.turns for e in from_disk] == [e.turns for e in from_memory]
+
+
+def test_it_refuses_to_answer_for_weights_that_it_does_not_hold(served: Served) -> None:
+    served.load(0)
+    with pytest.raises(Exception, match="WrongWeights"):
+        served.run(Weights("test", 1))
