@@ -6,6 +6,7 @@ Only torch is imported at once: the worker processes of a test start faster with
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -108,17 +109,17 @@ def learner(model: nn.Module, settings: RLSettings) -> PPO:
     )
 
 
-def update_in_a_group(
-    rank: int, world_size: int, rendezvous: str, results: str, settings: RLSettings
-) -> None:
-    """One of `world_size` gloo workers: two updates from its slice of the episodes, its weights saved."""
+def two_updates_in_a_group(rank: int, rendezvous: str, results: str, settings: RLSettings) -> None:
+    """`two_updates` of one of two gloo workers; saved as `<results>-<rank>`."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2, timeout=timedelta(seconds=120)
     )
-    state, rows = two_updates(settings, rank, world_size)
-    torch.save({"state": state, "rows": rows}, f"{results}-{rank}")
-    torch.distributed.destroy_process_group()
+    try:
+        state, rows = two_updates(settings, rank, world_size=2)
+        torch.save({"state": state, "rows": rows}, f"{results}-{rank}")
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def two_updates(
