@@ -162,6 +162,8 @@ class StudyUnits:
             f"probe/{checkpoint}",
             fingerprint(
                 code=CODE["probe"],
+                # A generator knows weights by this fingerprint: two steps of one trunk must not share it.
+                checkpoint=checkpoint,
                 evaluation=self.study.evaluation.model_dump(),
                 generation=self._generation,
                 task=self.task,

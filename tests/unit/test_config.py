@@ -73,7 +73,7 @@ def test_a_value_may_hold_an_equals_sign() -> None:
 
 def test_a_study_cannot_be_changed() -> None:
     with pytest.raises(ValidationError):
-        load_study("tiny").sft.learning_rate = 1.0  # type: ignore[misc]
+        load_study("tiny").sft.learning_rate = 1.0
 
 
 @pytest.mark.parametrize(
@@ -96,8 +96,8 @@ def test_a_study_cannot_be_changed() -> None:
         ("sft.steps=[]", ["sft.steps", "[]", "at least 1"]),
         ("rl.budgets=[2,1]", ["rl.budgets", "strictly increasing", "write [1, 2]"]),
         ("rl.from_steps=[0,5]", ["rl.from_steps", "[5]", "sft.steps", "[0, 4, 12]"]),
-        ("sft.workers=3", ["sft", "batch_size 16", "3 workers", "use batch_size=15"]),
-        ("rl.workers=5", ["rl", "episodes 16", "5 workers", "use episodes=15"]),
+        ("sft.workers=3", ["sft.batch_size", "16", "3 workers", "use sft.batch_size=15"]),
+        ("rl.workers=5", ["16", "5 workers", "rl.workers", "=15"]),
         ("seeds=[0,1,1]", ["seeds", "[0, 1, 1]", "distinct", "write [0, 1]"]),
         ("seeds=[-1]", ["seeds", "[-1]", "not negative"]),
         ("edits.0.donor=latest", ["edits.0", "'latest'", "two different checkpoints"]),
@@ -120,6 +120,13 @@ def test_every_mistake_names_field_value_and_remedy(override: str, said: list[st
     message = str(caught.value)
     assert [words for words in said if words not in message] == []
     assert "\n" not in message
+
+
+def test_both_stages_must_divide_over_the_workers_that_they_share() -> None:
+    """One group of workers does both, so its size is the larger of the two."""
+    assert load_study("tiny", ["sft.workers=2", "rl.workers=4"]).rl.workers == 4
+    with pytest.raises(InputError, match=r"rl\.episodes \(got 15\).*the 2 workers.*use rl\.episodes=14"):
+        load_study("tiny", ["sft.workers=2", "rl.episodes=15"])
 
 
 def test_several_mistakes_are_all_told_at_once() -> None:

@@ -1,6 +1,7 @@
 """Fingerprints chain: a changed setting redoes exactly the work that depends on it, and nothing else."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +22,7 @@ def all_units(*overrides: str, peak: int = PEAK) -> dict[str, str]:
         for seed in study.seeds:
             yield units.trunk(seed)
             yield units.losses(seed)
-            yield units.spectra(seed, peak)
+            yield units.spectra(seed, peak, study.rl.from_steps)
             for edit in study.edits:
                 for kind in EDIT_KINDS:
                     unit, probe = units.edit(seed, edit, kind, peak)
@@ -67,6 +68,7 @@ def test_the_kinds_named_here_are_all_there_are() -> None:
 
 
 def test_no_two_units_share_a_fingerprint() -> None:
+    """A generator that holds the weights of a fingerprint does not load them again for another unit."""
     assert len(set(NANO.values())) == len(NANO)
 
 
@@ -142,6 +144,27 @@ def test_a_probe_is_named_after_the_checkpoint_it_scores() -> None:
     assert len(probes) == 1 + 12 + 7 * 2
 
 
-def test_checkpoints_of_one_trunk_have_identities_of_their_own() -> None:
-    identities = [probe.checkpoint_fingerprint for probe in StudyUnits(load_study("nano")).probes()]
-    assert len(set(identities)) == len(identities)
+def test_a_probe_knows_which_unit_makes_its_checkpoint() -> None:
+    units = StudyUnits(load_study("nano"))
+    assert units.base_probe().made_by == units.base.fingerprint
+    assert {probe.made_by for probe in units.trunk_probes(1)} == {units.trunk(1).fingerprint}
+    assert {probe.made_by for probe in units.branch_probes(1, 30)} == {units.branch(1, 30).fingerprint}
+
+
+def test_spectra_depend_on_the_branches_that_are_compared() -> None:
+    units = StudyUnits(load_study("nano"))
+    compared = [units.spectra(0, PEAK, steps).fingerprint for steps in ((), (0,), (0, 4), (4,))]
+    assert len(set(compared)) == len(compared)
+
+
+def test_a_model_taken_over_is_another_one_when_its_files_change(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"old weights")
+
+    def base() -> str:
+        return StudyUnits(load_study("nano", [f"base.model={tmp_path}"])).base.fingerprint
+
+    before = base()
+    assert base() == before != NANO["base"]
+    weights.write_bytes(b"new weights, the same path")
+    assert base() != before
