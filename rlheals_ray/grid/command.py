@@ -27,13 +27,13 @@ def main(job: str, what: str, arguments: Sequence[str] | None = None) -> int:
         study = load_study(parsed.study, parsed.overrides)
         if parsed.storage:
             study = study.model_copy(update={"storage": parsed.storage})
+        from rlheals_ray.grid.preflight import preflight
+
+        preflight(study)  # what is wrong is told before the seconds that the next imports take
         if parsed.plan:
             from rlheals_ray.grid.plan import print_plan
 
             return print_plan(study, parsed.address)
-        from rlheals_ray.grid.preflight import preflight
-
-        preflight(study)  # what is wrong is told before the seconds that the next import takes
         from rlheals_ray.grid.study_run import run_study
 
         return run_study(study, job, parsed.address)

@@ -11,8 +11,14 @@ from rich.table import Table
 
 from rlheals_ray.config import Study, dump_study
 from rlheals_ray.grid.preflight import preflight
-from rlheals_ray.grid.resources import GENERATOR_GIB, LEARNER_GIB, SLOTS_PER_CORE, local_slots, resources_of
-from rlheals_ray.grid.session import Session
+from rlheals_ray.grid.resources import (
+    GENERATOR_GIB,
+    LEARNER_GIB,
+    SLOTS_PER_CORE,
+    check_local,
+    local_slots,
+    resources_of,
+)
 from rlheals_ray.grid.units import EDIT_KINDS, StudyUnits
 from rlheals_ray.storage import StudyFiles
 
@@ -28,12 +34,15 @@ def print_plan(study: Study, address: str | None = None) -> int:
     console.print(resolved, highlight=False, markup=False, soft_wrap=True)
     console.print(_stages(study, StudyUnits(study), files))
     console.print(_sharing(study), highlight=False)
-    session = Session(study, files, address)
-    session.check_resources()
-    if session.is_remote:
+    if address or os.environ.get("RAY_ADDRESS"):
+        from rlheals_ray.grid.session import Session  # only here: it takes ten seconds to import
+
+        session = Session(study, files, address)
+        session.check_resources()
         console.print(f"asks for {needed.explain()}; the cluster can hold it", highlight=False)
         session.close()
     else:
+        check_local(needed)
         total = psutil.virtual_memory().total / 2**30
         console.print(
             f"asks for {needed.explain()}; this machine has {os.cpu_count()} cores = {local_slots()} slots "

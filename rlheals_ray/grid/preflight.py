@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from rlheals_ray.tasks import Rule, Task, get_task
 
 NANO_POSITIONS = 256
 """The longest context of the nano model; models/nano.py, which takes torch to import, says the same."""
-
 
 _SPARE = 8
 """Tokens by which a feedback may be longer than the one that is measured."""
@@ -72,6 +72,12 @@ def _check_problems(study: Study, task: Task) -> None:
 
 
 def _check_context(study: Study, task: Task) -> None:
+    longest = _positions(study.base.model)
+    if longest is not None and study.rollout.max_model_len > longest:
+        raise InputError(
+            f"rollout.max_model_len (got {study.rollout.max_model_len}): base.model {study.base.model!r} has "
+            f"{longest} positions; use at most {longest}."
+        )
     length = _tokens(study)
     problem = task.problems("id", "train", 1, seed=0)[0]
     prompt = length(task.prompt(problem))
@@ -97,3 +103,17 @@ def _tokens(study: Study) -> Callable[[str], int]:
 
     chat = ChatFormat.of(Path(study.base.model).expanduser())
     return lambda text: len(chat.first_turn(text))
+
+
+def _positions(model: str) -> int | None:
+    """The longest context that a model's configuration allows, where it says so."""
+    if model == "nano":
+        return NANO_POSITIONS
+    try:
+        config = json.loads((Path(model).expanduser() / "config.json").read_text(encoding="utf-8"))
+        positions = config.get("max_position_embeddings")
+    except (OSError, ValueError, AttributeError):
+        raise InputError(
+            f"base.model (got {model!r}): its config.json cannot be read; copy the model again."
+        ) from None
+    return positions if isinstance(positions, int) else None

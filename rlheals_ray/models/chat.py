@@ -27,8 +27,15 @@ class ChatFormat:
 
     @classmethod
     def of(cls, directory: str | Path) -> ChatFormat:
-        """The format of a Hugging Face directory; raises InputError when it has no chat template."""
-        tokenizer = AutoTokenizer.from_pretrained(str(directory))
+        """The format of a Hugging Face directory; raises InputError when it has no tokenizer or chat template."""
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(directory))
+        except Exception as error:  # the tokenizers library raises bare exceptions for damaged files
+            cause = str(error).strip().partition("\n")[0].rstrip(" :.")
+            raise InputError(
+                f"base.model: the tokenizer in {str(directory)!r} cannot be read ({cause}); copy the model's "
+                "tokenizer files again."
+            ) from None
         if not tokenizer.chat_template:
             raise InputError(
                 f"base.model: the tokenizer in {str(directory)!r} has no chat template; use an instruction-tuned "

@@ -54,9 +54,9 @@ def test_a_resumed_branch_is_bit_for_bit_the_uninterrupted_one(tmp_path: Path, t
 def test_tied_weights_stay_tied(tmp_path: Path) -> None:
     path = tmp_path / "branch.safetensors"
     save_state(path, *parts(learner(tiny_llama(tied=True), SETTINGS)))
-    resumed = learner(tiny_llama(tied=True, seed=1), SETTINGS)
-    load_state(path, *parts(resumed))
-    assert resumed.model.lm_head.weight is resumed.model.model.embed_tokens.weight
+    model = tiny_llama(tied=True, seed=1)
+    load_state(path, *parts(learner(model, SETTINGS)))
+    assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
 def test_a_branch_that_was_never_saved_starts_afresh(tmp_path: Path) -> None:
@@ -69,9 +69,10 @@ def test_a_branch_that_was_never_saved_starts_afresh(tmp_path: Path) -> None:
 def test_a_state_before_the_first_step_can_be_kept_too(tmp_path: Path) -> None:
     path = tmp_path / "branch.safetensors"
     save_state(path, *parts(learner(tiny_llama(), SETTINGS)), rows=[])
-    resumed = learner(tiny_llama(seed=1), SETTINGS)
+    model = tiny_llama(seed=1)
+    resumed = learner(model, SETTINGS)
     assert load_state(path, *parts(resumed)) == {"rows": []}
-    assert torch.equal(resumed.model.lm_head.weight, tiny_llama().lm_head.weight)
+    assert torch.equal(model.lm_head.weight, tiny_llama().lm_head.weight)
     update(resumed, 1)
 
 

@@ -110,3 +110,11 @@ def test_a_model_without_a_chat_template_is_refused(tmp_path: Path) -> None:
     plain.save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"base\.model.*no chat template.*instruction-tuned"):
         ChatFormat.of(tmp_path)
+
+
+@pytest.mark.parametrize("files", [{}, {"tokenizer.json": "{"}, {"tokenizer.json": "[]"}])
+def test_a_missing_or_damaged_tokenizer_is_named(tmp_path: Path, files: dict[str, str]) -> None:
+    for name, content in ({"config.json": '{"model_type": "llama"}'} | files).items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=r"^base\.model: the tokenizer in .* cannot be read \(.+\); copy"):
+        ChatFormat.of(tmp_path)

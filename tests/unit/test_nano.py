@@ -189,7 +189,7 @@ def test_every_feedback_of_the_game_is_in_its_vocabulary(chat: ChatFormat) -> No
     small = [
         multiset for n in range(4) for multiset in combinations_with_replacement((0, 1, 7, 13, 14, 99), n)
     ]
-    faults = [Fault(kind, "") for kind in ("illegal", "nomatch")]  # type: ignore[arg-type]
+    faults = [Fault(kind, "") for kind in ("illegal", "nomatch")]
     faults += [Fault("numbers", "", invalid, unused) for invalid in small for unused in small]
     faults += [Fault("numbers", "", (number,), ()) for number in range(200)]
     for fault in faults:
@@ -255,4 +255,5 @@ def test_its_loss_is_the_mean_over_the_tokens_that_carry_it() -> None:
     mean.backward()
     assert value == pytest.approx(mean.item(), rel=1e-6)
     for mine, expected in zip(model.parameters(), reference.parameters(), strict=True):
+        assert mine.grad is not None
         torch.testing.assert_close(mine.grad.double(), expected.grad, rtol=1e-4, atol=1e-7)

@@ -84,7 +84,7 @@ def test_no_problem_is_of_the_ood_rule_or_probed(examples: list[Example], game: 
 
 def test_no_token_says_what_ood_says(examples: list[Example], chat: ChatFormat) -> None:
     for example in examples:
-        words = chat.tokenizer.decode(example.input_ids).split()
+        words = str(chat.tokenizer.decode(example.input_ids)).split()
         assert words[3:10] == ["rule", "J", "10", "Q", "10", "K", "10"]
 
 
@@ -109,7 +109,9 @@ def test_fewer_problems_can_be_asked_for(game: GeneralPoints, chat: ChatFormat) 
     assert set(counts) == set(game.problems("id", "train", 50))
 
 
-def test_held_out_losses_are_of_the_same_demonstrations_every_time(game: GeneralPoints, chat: ChatFormat) -> None:
+def test_held_out_losses_are_of_the_same_demonstrations_every_time(
+    game: GeneralPoints, chat: ChatFormat
+) -> None:
     problems: list[Problem] = game.problems("ood", "eval", 20)
     made = evaluation_examples(game, chat, problems)
     assert [example.problem for example in made] == problems
