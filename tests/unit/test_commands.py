@@ -82,6 +82,7 @@ WRONG = [
     (["tiny", "task.cards=9"], ["task.cards", "9", "less than or equal to 6"]),
     (["tiny", "task.card=3"], ["task.card", "no such option"]),
     (["tiny", "task.wording=paper"], ["base.model", "'nano'", "task.wording=compact"]),
+    (["tiny", "base.model=/"], ["base.model", "'/'", "no config.json"]),
     (["tiny", "base.model=/no/such/model"], ["base.model", "'/no/such/model'", "no such directory"]),
     (
         ["tiny", f"evaluation.problems={AVAILABLE + 1}"],
@@ -116,12 +117,6 @@ def test_a_model_with_pickled_weights_only_is_refused(grid: Run, tmp_path: Path,
     code, _, err = grid("tiny", f"base.model={model}")
     assert code == 2 and is_one_paragraph(err)
     assert "base.model" in err and str(model) in err and "safetensors" in err
-    assert not storage.exists()
-
-
-def test_a_directory_that_is_no_model_is_refused(grid: Run, tmp_path: Path, storage: Path) -> None:
-    code, _, err = grid("tiny", f"base.model={tmp_path}")
-    assert code == 2 and is_one_paragraph(err) and "no config.json" in err
     assert not storage.exists()
 
 
