@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,9 +21,12 @@ from rlheals_ray.grid.session import Session
 from rlheals_ray.grid.units import EDIT_KINDS, Probe, edit_name
 from rlheals_ray.rl.names import branch_checkpoint
 from rlheals_ray.sft.names import BASE, trunk_checkpoint
-from rlheals_ray.spectra.compare import Pair, compare
-from rlheals_ray.spectra.edit import Edit, EditReport, write_edit
 from rlheals_ray.storage import StudyFiles, Unit
+
+if TYPE_CHECKING:
+    # spectra loads torch and ray.data; a driver that only resumes or reports shall not wait for them.
+    from rlheals_ray.spectra.compare import Pair
+    from rlheals_ray.spectra.edit import Edit, EditReport
 
 FACTORS = "factors"
 """Where a study keeps the SVD factors of its matrices."""
@@ -74,6 +77,8 @@ def spectra_stage(session: Session) -> None:
     pending = {seed: unit for seed, unit in spectra_units(session).items() if not files.is_done(unit)}
     if not pending:
         return
+    from rlheals_ray.spectra.compare import compare
+
     session.connect()
     pairs = [pair for seed in pending for pair in _pairs(session, seed)]
     progress = StageProgress("spectra", len(pairs), "pairs")
@@ -86,6 +91,8 @@ def spectra_stage(session: Session) -> None:
 
 
 def _pairs(session: Session, seed: int) -> list[Pair]:
+    from rlheals_ray.spectra.compare import Pair
+
     study, files, last = session.study, session.files, session.study.rl.budgets[-1]
     top, latest = (
         trunk_checkpoint(seed, peak_step(session, seed)),
@@ -133,6 +140,8 @@ def planned_edits(session: Session) -> list[PlannedEdit]:
 def _planned(
     session: Session, seed: int, settings: EditSettings, kind: str, peak: int, donor: str, recipient: str
 ) -> PlannedEdit:
+    from rlheals_ray.spectra.edit import Edit
+
     study, files = session.study, session.files
     unit, wanted = session.units.edit(seed, settings, kind, peak)
     edit = Edit(
@@ -189,6 +198,8 @@ def _rows(files: StudyFiles, plan: PlannedEdit) -> pa.Table:
 
 @ray.remote(num_cpus=1)
 def _write_edit(files: StudyFiles, plan: PlannedEdit) -> EditReport:
+    from rlheals_ray.spectra.edit import write_edit
+
     files.begin(plan.unit, plan.probe.checkpoint)
     directory = files.checkpoint(plan.probe.checkpoint)
     report = write_edit(plan.edit, directory, files.root / FACTORS)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from rlheals_ray.config import Study
 from rlheals_ray.evaluation.probe import probe, probe_problems
 from rlheals_ray.evaluation.scores import score_rows
 from rlheals_ray.grid.progress import StageProgress
-from rlheals_ray.grid.session import Session
 from rlheals_ray.grid.units import Probe
 from rlheals_ray.rollout.pool import Pool
 from rlheals_ray.storage import StudyFiles
 from rlheals_ray.tables import table
 from rlheals_ray.tasks import get_task
+
+if TYPE_CHECKING:
+    from rlheals_ray.grid.session import Session
 
 T = TypeVar("T")
 

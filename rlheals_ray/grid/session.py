@@ -19,7 +19,6 @@ from rlheals_ray.config import InputError, Study
 from rlheals_ray.grid.progress import Timings
 from rlheals_ray.grid.resources import Resources, check_cluster, check_local, local_slots, resources_of
 from rlheals_ray.grid.units import StudyUnits
-from rlheals_ray.models.base import write_architecture
 from rlheals_ray.rollout.generator import GeneratorSettings
 from rlheals_ray.rollout.pool import Pool
 from rlheals_ray.storage import StudyFiles
@@ -97,12 +96,16 @@ class Session:
             return
         # Workers are many and mostly wait: start them side by side, and do not warn about their number.
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(local_slots()))
+        # Every worker here has its own environment: those that Ray starts in advance would never be used.
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
         os.environ["RAY_AUTH_MODE"] = "disabled"  # a private cluster of this process, on loopback
         ray.init(num_cpus=local_slots(), include_dashboard=False, **common)
 
     @cached_property
     def pool(self) -> Pool:
         """The engines, starting; `Pool.wait_ready` waits for them."""
+        from rlheals_ray.models.base import write_architecture  # loads transformers: only where engines start
+
         self.connect()
         architecture = self.files.root / "architecture"
         write_architecture(self.study, architecture)

@@ -15,8 +15,6 @@ from rlheals_ray.evaluation.probe import probe_problems
 from rlheals_ray.grid.probes import probe_all, side_by_side
 from rlheals_ray.grid.progress import StageProgress
 from rlheals_ray.grid.session import Session
-from rlheals_ray.grid.sweep import sweep
-from rlheals_ray.models.base import make_base
 from rlheals_ray.sft.names import BASE, trunk_checkpoint
 from rlheals_ray.storage import StudyFiles, Unit
 from rlheals_ray.tasks import Problem
@@ -45,6 +43,8 @@ def base_stage(session: Session) -> None:
 # Two threads that wait without spinning: the engines are starting on the same cores.
 @ray.remote(num_cpus=1, num_returns="streaming", runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}})
 def _make_base(study: Study, files: StudyFiles, unit: Unit) -> Iterator[tuple[int, float]]:
+    from rlheals_ray.models.base import make_base
+
     yield from make_base(study, files, BASE, unit, threads=2)
 
 
@@ -136,6 +136,8 @@ def rl_stage(session: Session) -> None:
         if not files.is_done(unit) or any(not files.is_done(p.unit) for p in units.branch_probes(seed, step)):
             pending.append((seed, step))
     if pending:
+        from rlheals_ray.grid.sweep import sweep  # loads ray.tune: only where there is something to sweep
+
         session.failures.update(sweep(study, files, session.pool, session.training, pending, progress))
         progress.end()
 

@@ -22,7 +22,6 @@ from rlheals_ray.grid.mechanism import clusters, edit_stage, planned_edits, spec
 from rlheals_ray.grid.preflight import preflight
 from rlheals_ray.grid.session import Session
 from rlheals_ray.grid.stages import base_stage, evaluate_stage, rl_stage, sft_stage
-from rlheals_ray.report import build_report
 from rlheals_ray.storage import StudyFiles, write_json, write_text
 
 STAGES: dict[str, tuple[Callable[[Session], None], ...]] = {
@@ -109,6 +108,8 @@ def tables_stage(session: Session) -> None:
 
 def report_stage(session: Session) -> None:
     """The report, from the tables."""
+    from rlheals_ray.report import build_report
+
     build_report(session.files.root)
 
 

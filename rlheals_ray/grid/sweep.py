@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ray import tune
 
 from rlheals_ray.config import Study
-from rlheals_ray.grid.probes import run_probe
 from rlheals_ray.grid.progress import StageProgress
+from rlheals_ray.grid.trial import branch_trial
 from rlheals_ray.grid.units import StudyUnits
 from rlheals_ray.rollout.pool import Pool
-from rlheals_ray.sft.names import trunk_checkpoint
 from rlheals_ray.storage import StudyFiles
-from rlheals_ray.training import Training, Work
-
-TRAIN_BRANCH = "rlheals_ray.rl.learner:train_branch"
+from rlheals_ray.training import Training
 
 
 def sweep(
@@ -39,7 +36,7 @@ def sweep(
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # Tune's own handler would turn Ctrl-C into a normal end, and the study would go on without the branches.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    trial = tune.with_parameters(_branch_trial, study=study, files=files, pool=pool, training=training)
+    trial = tune.with_parameters(branch_trial, study=study, files=files, pool=pool, training=training)
     tuner = tune.Tuner(
         # Trials only wait for others: they must not compete with the workers and engines for CPUs.
         tune.with_resources(trial, {"CPU": 0.01}),
@@ -62,29 +59,6 @@ def sweep(
             branch = result.config["branch"]
             failures[units.branch(branch["seed"], branch["sft_step"]).name] = str(result.error)
     return failures
-
-
-def _branch_trial(
-    config: Mapping[str, Any], *, study: Study, files: StudyFiles, pool: Pool, training: Training
-) -> None:
-    seed, sft_step = config["branch"]["seed"], config["branch"]["sft_step"]
-    units = StudyUnits(study)
-    unit = units.branch(seed, sft_step)
-    if not files.is_done(unit):
-        arguments = {
-            "study": study,
-            "files": files,
-            "pool": pool,
-            "seed": seed,
-            "sft_step": sft_step,
-            "unit": unit,
-            "start": trunk_checkpoint(seed, sft_step),
-        }
-        for row in training.run(Work(unit.name, TRAIN_BRANCH, arguments)):
-            tune.report({**row, "updates": 1})
-    for wanted in units.branch_probes(seed, sft_step):
-        run_probe(study, files, pool, wanted)
-    tune.report({"updates": 0})
 
 
 class _Watch(tune.Callback):

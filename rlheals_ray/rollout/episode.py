@@ -25,6 +25,13 @@ class Weights:
     update: int = 0
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where each tensor stands in a learner's flat float32 array: (name, shape) in order."""
+
+    tensors: tuple[tuple[str, tuple[int, ...]], ...]
+
+
 class WrongWeights(RuntimeError):
     """A generator was asked to answer for weights that it does not hold."""
 

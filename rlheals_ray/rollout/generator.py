@@ -15,8 +15,7 @@ import numpy as np
 import ray
 
 from rlheals_ray.config import RolloutSettings, TaskSettings
-from rlheals_ray.rollout.episode import Episode, EpisodeRequest, Sampling, Weights, WrongWeights
-from rlheals_ray.rollout.weight_sync import Layout, views
+from rlheals_ray.rollout.episode import Episode, EpisodeRequest, Layout, Sampling, Weights, WrongWeights
 from rlheals_ray.tasks import get_task
 
 MAX_RESTARTS = 3
@@ -70,6 +69,8 @@ class Generator:
 
     def load_weights(self, flat: np.ndarray, layout: Layout, weights: Weights) -> None:
         """Swap in the learner's weights: one flat array, read in place from the object store."""
+        from rlheals_ray.rollout.weight_sync import views
+
         self._weights = None
         self._engine.load_weights(views(flat, layout))
         self._weights = weights

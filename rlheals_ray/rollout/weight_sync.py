@@ -7,17 +7,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-
-@dataclass(frozen=True)
-class Layout:
-    """Where each tensor stands in the flat float32 array: (name, shape) in order."""
-
-    tensors: tuple[tuple[str, tuple[int, ...]], ...]
+from rlheals_ray.rollout.episode import Layout
 
 
 def flatten(named: Iterable[tuple[str, torch.Tensor]]) -> tuple[np.ndarray, Layout]:
