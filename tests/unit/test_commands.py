@@ -74,7 +74,6 @@ AVAILABLE = get_task("general_points", cards=3, targets=[18, 24], wording="compa
 
 WRONG = [
     (["nanno"], ["STUDY", "'nanno'", "'nano'"]),
-    (["absent.yaml"], ["STUDY", "'absent.yaml'", "check the path"]),
     (["tiny", "sft.learningrate=1"], ["sft.learningrate", "'learning_rate'"]),
     (["tiny", "sft.batch_size=lots"], ["sft.batch_size", "'lots'"]),
     (["tiny", "sft.steps=[0,12,4]"], ["sft.steps", "[0, 12, 4]", "write [0, 4, 12]"]),
