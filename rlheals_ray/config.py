@@ -87,6 +87,8 @@ class SFTSettings(_Settings):
     @field_validator("steps")
     @classmethod
     def _steps(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
+        if steps[-1:] == (0,):
+            raise ValueError("the trunk must train: end with a step above 0, for example [0, 100]")
         return _strictly_increasing(steps, "SFT steps")
 
 

@@ -40,8 +40,7 @@ def base_stage(session: Session) -> None:
     progress.end()
 
 
-# Two threads that wait without spinning: the engines are starting on the same cores.
-@ray.remote(num_cpus=1, num_returns="streaming", runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}})
+@ray.remote(num_cpus=1, num_returns="streaming")
 def _make_base(study: Study, files: StudyFiles, unit: Unit) -> Iterator[tuple[int, float]]:
     from rlheals_ray.models.base import make_base
 

@@ -49,6 +49,11 @@ def batch_of(episodes: Sequence[Episode], max_attempts: int) -> Batch:
         owner: list[int] = []
         sampled: list[float] = []
         for k, turn in enumerate(episode.turns):
+            if len(turn.logprobs) != len(turn.completion_ids):
+                raise ValueError(
+                    f"{episode.problem.id}, turn {k}: {len(turn.completion_ids)} tokens but {len(turn.logprobs)} "
+                    "log-probabilities; learning needs one for each token"
+                )
             tokens += turn.prompt_ids + turn.completion_ids
             owner += [-1] * len(turn.prompt_ids) + [k] * len(turn.completion_ids)
             sampled += [0.0] * len(turn.prompt_ids) + turn.logprobs

@@ -52,5 +52,5 @@ def training_examples(task: Task, chat: ChatFormat, settings: SFTSettings, seed:
 
 
 def evaluation_examples(task: Task, chat: ChatFormat, problems: Sequence[Problem]) -> list[Example]:
-    """The canonical demonstrations of probed problems, for the held-out losses; never sent to a worker."""
+    """One fixed demonstration of each probed problem, for the held-out losses; never sent to a worker."""
     return [demonstrate(task, chat, problem, seed=0) for problem in problems]
