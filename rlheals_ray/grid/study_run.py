@@ -56,8 +56,8 @@ def run_study(study: Study, job: str = "grid", address: str | None = None) -> in
         finally:
             session.close()
         _run(session, tables_stage)
+        files.add_timings(session.timings.seconds)  # before the report, which shows them
         _run(session, report_stage)
-        files.add_timings(session.timings.seconds)
         _summary(session, _log_failures(session))
     return 1 if session.failures else 0
 

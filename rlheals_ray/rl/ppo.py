@@ -60,7 +60,7 @@ class PPO:
             generator_logprobs = torch.where(batch.turn_of >= 0, batch.logprobs, 0.0)
             old_logprobs = per_turn(generator_logprobs, batch.turn_of, batch.exists.shape[1])
         tokens = _sum(float((batch.turn_of >= 0).sum()))
-        totals = {"clipped": 0.0, "norm": 0.0, "entropy": 0.0, "kl": 0.0}
+        totals = {"clipped": 0.0, "norm": 0.0, "entropy": 0.0}
         value_clip = settings.clip * _scale(returns, batch)
         for _ in range(settings.epochs):
             scored = evaluate(self.model, batch, settings.temperature)
@@ -73,10 +73,11 @@ class PPO:
             totals["norm"] += self._step(loss, settings.value_coefficient * critic_loss / turns)
             totals["clipped"] += _sum(float(clipped))
             totals["entropy"] += _sum(float(scored.entropy.detach()))
-            totals["kl"] += _sum(_approx_kl(scored, batch))
+        with torch.no_grad():
+            after = evaluate(self.model, batch, settings.temperature)
         return {
             "entropy": totals["entropy"] / tokens / settings.epochs,
-            "approx_kl": totals["kl"] / tokens / settings.epochs,
+            "approx_kl": _sum(_approx_kl(after, batch)) / tokens,
             "clip_fraction": totals["clipped"] / turns / settings.epochs,
             "grad_norm": totals["norm"] / settings.epochs,
             "explained_variance": explained_variance(
@@ -115,7 +116,7 @@ def _scale(returns: torch.Tensor, batch: Batch) -> float:
 
 
 def _approx_kl(scored: Evaluation, batch: Batch) -> float:
-    """Summed over the model's tokens: the k3 estimate r - 1 - log r of KL(generator || learner)."""
+    """Summed over the model's tokens: the k3 estimate r - 1 - log r of KL(generator || updated policy)."""
     own = batch.turn_of >= 0
     log_ratio = (scored.token_logprobs.detach() - batch.logprobs)[own]
     return float((log_ratio.exp() - 1 - log_ratio).sum())
