@@ -7,6 +7,7 @@ the background, while earlier stages run.
 from __future__ import annotations
 
 import os
+import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -79,6 +80,9 @@ class Session:
         """Join the cluster, or start Ray on this machine."""
         if ray.is_initialized():
             return
+        if threading.current_thread() is not threading.main_thread():
+            # The kernel ends Ray's processes with the thread that started them, not with the process.
+            raise RuntimeError("Ray must be started from the main thread")
         common: dict[str, Any] = {
             "runtime_env": {"env_vars": WORKER_ENVIRONMENT},
             "log_to_driver": False,

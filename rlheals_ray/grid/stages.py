@@ -52,6 +52,7 @@ def sft_stage(session: Session) -> None:
     study, files, units = session.study, session.files, session.units
     pending = [seed for seed in study.seeds if not files.is_done(units.trunk(seed))]
     if pending:
+        session.training  # noqa: B018 (Ray starts from the main thread, see Session.connect)
         progress = StageProgress("sft", study.sft.steps[-1] * len(study.seeds), "updates")
         progress.skip(study.sft.steps[-1] * (len(study.seeds) - len(pending)))
         side_by_side(lambda seed: _trunk(session, seed, progress), pending, len(pending))
