@@ -1,0 +1,26 @@
+"""A study's connection to Ray."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from rlheals_ray.config import load_study
+from rlheals_ray.grid.session import Session
+from rlheals_ray.storage import StudyFiles
+
+
+def test_ray_is_never_started_from_a_thread_whose_end_would_end_it(tmp_path: Path) -> None:
+    session = Session(load_study("tiny"), StudyFiles(tmp_path))
+    raised: list[BaseException] = []
+
+    def connect() -> None:
+        try:
+            session.connect()
+        except RuntimeError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=connect)
+    thread.start()
+    thread.join()
+    assert "main thread" in str(raised[0])
