@@ -30,7 +30,6 @@ def base_stage(session: Session) -> None:
         return
     _begin(session, unit, BASE)
     session.connect()
-    session.pool, session.training  # noqa: B018 (engines and worker groups start while the base is trained)
     total = session.study.base.steps if session.study.base.model == "nano" else 1
     progress = StageProgress("base", total, "updates")
     for reference in _make_base.remote(session.study, session.files, unit):
@@ -52,7 +51,9 @@ def sft_stage(session: Session) -> None:
     study, files, units = session.study, session.files, session.units
     pending = [seed for seed in study.seeds if not files.is_done(units.trunk(seed))]
     if pending:
-        session.training  # noqa: B018 (Ray starts from the main thread, see Session.connect)
+        # From the main thread, see Session.connect; and both at once: the engines start while SFT runs.
+        # (Not already beside the base's training: sharing two cores slowed that more than it saved.)
+        session.training, session.pool  # noqa: B018
         progress = StageProgress("sft", study.sft.steps[-1] * len(study.seeds), "updates")
         progress.skip(study.sft.steps[-1] * (len(study.seeds) - len(pending)))
         side_by_side(lambda seed: _trunk(session, seed, progress), pending, len(pending))
