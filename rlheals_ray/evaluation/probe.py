@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from rlheals_ray.config import EvaluationSettings
 from rlheals_ray.rollout.episode import EpisodeRequest, Sampling, Weights, episodes_table
-from rlheals_ray.rollout.pool import Load, Pool
+from rlheals_ray.rollout.load import CheckpointLoad
+from rlheals_ray.rollout.pool import Pool
 from rlheals_ray.tasks import Problem, Task
 
 
@@ -31,6 +32,13 @@ def probe(
 ) -> tuple[pa.Table, str]:
     """Episodes (tables.EPISODES) of the checkpoint named `checkpoint` in `directory`, and the engine's name."""
     requests = [EpisodeRequest(problem, ("probe", problem.id)) for problem in problems]
-    sampling = Sampling(settings.temperature, settings.max_new_tokens, settings.max_attempts)
-    rollout, _ = pool.run(Load.checkpoint(str(directory)), requests, sampling, Weights(fingerprint))
+    sampling = Sampling(
+        settings.temperature,
+        settings.max_new_tokens,
+        settings.max_attempts,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        repetition_penalty=settings.repetition_penalty,
+    )
+    rollout = pool.run(CheckpointLoad(str(directory)), requests, sampling, Weights(fingerprint))
     return episodes_table(checkpoint, rollout.episodes), rollout.engine

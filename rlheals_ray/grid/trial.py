@@ -13,6 +13,7 @@ from ray import tune
 from rlheals_ray.config import Study
 from rlheals_ray.grid.probes import run_probe
 from rlheals_ray.grid.units import StudyUnits
+from rlheals_ray.rl.spec import BranchSpec
 from rlheals_ray.rollout.pool import Pool
 from rlheals_ray.sft.names import trunk_checkpoint
 from rlheals_ray.storage import StudyFiles
@@ -29,16 +30,8 @@ def branch_trial(
     units = StudyUnits(study)
     unit = units.branch(seed, sft_step)
     if not files.is_done(unit):
-        arguments = {
-            "study": study,
-            "files": files,
-            "pool": pool,
-            "seed": seed,
-            "sft_step": sft_step,
-            "unit": unit,
-            "start": trunk_checkpoint(seed, sft_step),
-        }
-        for row in training.run(Work(unit.name, TRAIN_BRANCH, arguments)):
+        spec = BranchSpec(study, files, pool, seed, sft_step, unit, trunk_checkpoint(seed, sft_step))
+        for row in training.run(Work(unit.name, TRAIN_BRANCH, {"spec": spec})):
             tune.report({**row, "updates": 1})
     for wanted in units.branch_probes(seed, sft_step):
         run_probe(study, files, pool, wanted)

@@ -17,7 +17,7 @@ from rlheals_ray.sft.names import BASE, trunk_checkpoint
 from rlheals_ray.storage import Unit, fingerprint
 from rlheals_ray.tasks import get_task
 
-CODE = {"base": 1, "sft": 1, "losses": 1, "rl": 2, "probe": 1, "spectra": 1, "edit": 1}
+CODE = {"base": 1, "sft": 1, "losses": 1, "rl": 3, "probe": 2, "spectra": 1, "edit": 1}
 """Raise a stage's number when its code changes what it computes: old results are then redone."""
 
 EDIT_KINDS = ("edit", "weight_swap", "interpolation")
@@ -75,7 +75,7 @@ class StudyUnits:
         )
 
     def branch(self, seed: int, sft_step: int) -> Unit:
-        settings = self.study.rl.model_dump(exclude={"workers", "from_steps"})
+        settings = self.study.rl.model_dump(exclude={"workers", "from_steps", "micro_batch", "save_every"})
         return Unit(
             f"rl/seed={seed}/sft_step={sft_step:06d}",
             fingerprint(

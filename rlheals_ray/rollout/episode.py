@@ -25,25 +25,32 @@ class Weights:
     update: int = 0
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where each tensor stands in a learner's flat float32 array: (name, shape) in order."""
-
-    tensors: tuple[tuple[str, tuple[int, ...]], ...]
-
-
 class WrongWeights(RuntimeError):
     """A generator was asked to answer for weights that it does not hold."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn. Learning needs `logprobs`: those of the sampling distribution itself."""
+    """How answers are drawn. Learning needs `logprobs`: those of the sampling distribution itself.
+
+    Raises ValueError where log-probabilities are asked for that would not be those of the softmax at
+    `temperature`, the only distribution that a learner can recompute.
+    """
 
     temperature: float
     max_new_tokens: int
     max_attempts: int
     logprobs: bool = False
+    top_p: float = 1.0
+    top_k: int = 0
+    """0: all tokens."""
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.logprobs and (self.top_p, self.top_k, self.repetition_penalty) != (1.0, 0, 1.0):
+            raise ValueError(
+                f"log-probabilities for learning need top_p=1, top_k=0 and repetition_penalty=1, not {self}"
+            )
 
 
 @dataclass(frozen=True)
@@ -108,3 +115,20 @@ def _row(checkpoint: str, episode: Episode) -> dict[str, Any]:
         "rewards": [verdict.reward for verdict in verdicts],
         "answers": [turn.answer for turn in episode.turns],
     }
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Finished episodes in the order of their requests, and where the time went."""
+
+    episodes: list[Episode]
+    engine: str
+    """The name of the engine that made them."""
+    seconds: float
+    """From the first request to the last finished episode."""
+    seconds_engine: float
+    """Of these, inside the engine (mean over the generators that took part)."""
+    seconds_judge: float
+    """Of these, judging (mean over the generators that took part)."""
+    seconds_sync: float
+    """Loading the weights, before `seconds` began."""

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import ray
 
 from rlheals_ray.config import RolloutSettings, TaskSettings
-from rlheals_ray.rollout.episode import Episode, EpisodeRequest, Layout, Sampling, Weights, WrongWeights
+from rlheals_ray.rollout.episode import EpisodeRequest, Rollout, Sampling, Weights, WrongWeights
+from rlheals_ray.rollout.load import Load
 from rlheals_ray.tasks import get_task
 
 MAX_RESTARTS = 3
@@ -30,16 +30,6 @@ class GeneratorSettings:
     """A Hugging Face directory whose configuration and tokenizer every checkpoint of the study shares."""
     task: TaskSettings
     rollout: RolloutSettings
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """Finished episodes, and how long their generation took in seconds."""
-
-    episodes: list[Episode]
-    seconds: float
-    engine: str
-    """The name of the engine that made them."""
 
 
 class Generator:
@@ -60,19 +50,12 @@ class Generator:
         """The engine's name, once the actor is up."""
         return self._engine.name
 
-    def load_checkpoint(self, directory: str, weights: Weights) -> None:
-        """Swap in a checkpoint from disk."""
-        if self._weights != weights:
-            self._weights = None
-            self._engine.load_checkpoint(Path(directory))
-            self._weights = weights
-
-    def load_weights(self, flat: np.ndarray, layout: Layout, weights: Weights) -> None:
-        """Swap in the learner's weights: one flat array, read in place from the object store."""
-        from rlheals_ray.rollout.weight_sync import views
-
+    def load(self, load: Load, weights: Weights, index: int = 0) -> None:
+        """Take over weights, unless they are those held already."""
+        if self._weights == weights:
+            return
         self._weights = None
-        self._engine.load_weights(views(flat, layout))
+        load.into(self._engine, index)
         self._weights = weights
 
     def run(self, requests: Sequence[EpisodeRequest], sampling: Sampling, weights: Weights) -> Rollout:
@@ -85,7 +68,8 @@ class Generator:
         episodes = run_episodes(
             self._engine, self._task, self._chat, requests, sampling, weights, self._settings.max_model_len
         )
-        return Rollout(episodes, time.perf_counter() - start, self._engine.name)
+        seconds = time.perf_counter() - start
+        return Rollout(episodes, self._engine.name, seconds, seconds, 0.0, 0.0)
 
 
 def start_generator(settings: GeneratorSettings, *, threads: int, num_cpus: float) -> ray.actor.ActorHandle:

@@ -11,34 +11,17 @@ import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import ray
 from ray.exceptions import RayActorError
 
-from rlheals_ray.rollout.episode import EpisodeRequest, Sampling, Weights
-from rlheals_ray.rollout.generator import GeneratorSettings, Rollout, start_generator
+from rlheals_ray.rollout.episode import EpisodeRequest, Rollout, Sampling, Weights
+from rlheals_ray.rollout.generator import GeneratorSettings, start_generator
+from rlheals_ray.rollout.load import Load
 
 ATTEMPTS = 3
 """How often a load-and-run is tried when its generator dies; Ray restarts the generator meanwhile."""
-
-
-@dataclass(frozen=True)
-class Load:
-    """What a generator must hold before it runs: a checkpoint on disk, or a learner's flat weights."""
-
-    method: str
-    arguments: tuple[Any, ...]
-
-    @classmethod
-    def checkpoint(cls, directory: str) -> Load:
-        return cls("load_checkpoint", (directory,))
-
-    @classmethod
-    def flat(cls, flat: ray.ObjectRef, layout: Any) -> Load:
-        # In a list the reference passes through the lease's actor without its array being fetched there.
-        return cls("load_weights", ([flat], layout))
 
 
 class Leases:
@@ -57,8 +40,7 @@ class Leases:
         generator = await self._free.get()
         try:
             start = time.perf_counter()
-            arguments = [item[0] if isinstance(item, list) else item for item in load.arguments]
-            await getattr(generator, load.method).remote(*arguments, weights)
+            await generator.load.remote(load, weights)
             loaded = time.perf_counter()
             reference = generator.run.remote(requests, sampling, weights)
             # Wait for the episodes without fetching them: they go straight to the consumer.
@@ -90,8 +72,8 @@ class Pool:
 
     def run(
         self, load: Load, requests: Sequence[EpisodeRequest], sampling: Sampling, weights: Weights
-    ) -> tuple[Rollout, float]:
-        """Episodes by exactly `weights`, from the next free engine, and the seconds of loading them."""
+    ) -> Rollout:
+        """Episodes by exactly `weights`, from the next free engine."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 references, seconds = ray.get(self.leases.run.remote(load, requests, sampling, weights))
@@ -100,5 +82,5 @@ class Pool:
                 if attempt == ATTEMPTS:
                     raise
             else:
-                return rollout, seconds
+                return replace(rollout, seconds_sync=seconds)
         raise AssertionError("unreachable")

@@ -1,37 +1,46 @@
-"""Weights from a learner to generators through Ray's object store: one flat array per version.
-
-One put, many readers, no copy on the reader's side: each generator maps the array and takes views.
-"""
+"""How a learner hands its weights to the generators that it is going to be lent."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator
+from typing import Protocol
 
-import numpy as np
+import ray
 import torch
 
-from rlheals_ray.rollout.episode import Layout
+from rlheals_ray.config import RolloutSettings
+from rlheals_ray.rollout.load import Load, ObjectStoreLoad
+
+Named = Iterable[tuple[str, torch.Tensor]]
 
 
-def flatten(named: Iterable[tuple[str, torch.Tensor]]) -> tuple[np.ndarray, Layout]:
-    """Named tensors as one float32 array, shape (parameters,), and their layout."""
-    items = [(name, tensor.detach()) for name, tensor in named]
-    flat = torch.cat([tensor.reshape(-1).to("cpu", torch.float32) for _, tensor in items])
-    return flat.numpy(), Layout(tuple((name, tuple(tensor.shape)) for name, tensor in items))
+class WeightSync(Protocol):
+    """One way from a learner to its generators."""
+
+    name: str
+
+    def publish(self, named: Named) -> Load:
+        """Make the tensors available; the load is good until the next call."""
+        ...
 
 
-def views(flat: np.ndarray, layout: Layout) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors again, as views of the array; raises ValueError when the sizes do not match."""
-    total = sum(int(np.prod(shape)) for _, shape in layout.tensors)
-    if total != flat.size:
-        raise ValueError(f"the layout describes {total} values, the array has {flat.size}")
-    with warnings.catch_warnings():
-        # The store's memory is read-only, about which torch warns; nobody writes into the views.
-        warnings.simplefilter("ignore", UserWarning)
-        whole = torch.from_numpy(flat)
-    at = 0
-    for name, shape in layout.tensors:
-        size = int(np.prod(shape))
-        yield name, whole[at : at + size].view(shape)
-        at += size
+class ObjectStoreSync:
+    """Through Ray's object store: one put, many readers, no copy on their side."""
+
+    name = "object_store"
+
+    def publish(self, named: Named) -> Load:
+        items = [(name, tensor.detach().cpu()) for name, tensor in named]
+        # Separate buffers of one object: Ray copies each straight into shared memory, without a flat copy before.
+        reference = ray.put([tensor.contiguous().numpy() for _, tensor in items])
+        return ObjectStoreLoad(reference, tuple(name for name, _ in items))
+
+
+def weight_sync(settings: RolloutSettings) -> WeightSync:
+    """The way that the study asks for, or that is there."""
+    return ObjectStoreSync()
+
+
+def named_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """A whole model's tensors under their checkpoint's names."""
+    yield from model.state_dict().items()

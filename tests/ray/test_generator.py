@@ -16,7 +16,8 @@ from rlheals_ray.models import nano
 from rlheals_ray.rl.batch import batch_of
 from rlheals_ray.rollout.episode import Episode, EpisodeRequest, Sampling, Weights
 from rlheals_ray.rollout.generator import GeneratorSettings, start_generator
-from rlheals_ray.rollout.weight_sync import flatten
+from rlheals_ray.rollout.load import CheckpointLoad
+from rlheals_ray.rollout.weight_sync import ObjectStoreSync, named_tensors
 from rlheals_ray.tasks import get_task
 
 TARGETS = [18, 24]
@@ -38,8 +39,8 @@ class Served:
 
     def load(self, version: int) -> Weights:
         weights = Weights("test", version)
-        flat, layout = flatten(self.models[version].state_dict().items())
-        ray.get(self.generator.load_weights.remote(ray.put(flat), layout, weights))
+        load = ObjectStoreSync().publish(named_tensors(self.models[version]))
+        ray.get(self.generator.load.remote(load, weights))
         return weights
 
     def run(self, weights: Weights) -> list[Episode]:
@@ -105,7 +106,7 @@ def test_the_same_request_gives_the_same_episode(served: Served) -> None:
 def test_a_checkpoint_from_disk_and_the_same_weights_from_memory_answer_alike(served: Served) -> None:
     from_memory = served.run(served.load(0))
     weights = Weights("on disk")
-    ray.get(served.generator.load_checkpoint.remote(str(served.directory), weights))
+    ray.get(served.generator.load.remote(CheckpointLoad(str(served.directory)), weights))
     from_disk = served.run(weights)
     assert [e.turns for e in from_disk] == [e.turns for e in from_memory]
 

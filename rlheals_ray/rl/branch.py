@@ -1,0 +1,187 @@
+"""One RL branch as every algorithm sees it: its problems, its episodes, its rows, its checkpoints.
+
+An algorithm (ppo_learner.py, trl_learner.py) decides what is learnt from the episodes; everything
+that must be the same whatever learns stands here. The object lives on every rank of a worker group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from rlheals_ray import tables
+from rlheals_ray.models.chat import ChatFormat
+from rlheals_ray.received import record_received
+from rlheals_ray.rl.names import branch_checkpoint
+from rlheals_ray.rl.spec import BranchSpec
+from rlheals_ray.rollout.episode import Episode, EpisodeRequest, Rollout, Sampling, Weights
+from rlheals_ray.rollout.load import Load
+from rlheals_ray.storage import new_directory
+from rlheals_ray.tasks import get_task
+from rlheals_ray.training import Report
+
+
+class Branch:
+    """A branch under way on one rank."""
+
+    def __init__(self, spec: BranchSpec, report: Report) -> None:
+        import ray.train
+
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self.train_run = context.get_experiment_name()
+        self.spec, self.study, self.settings = spec, spec.study, spec.study.rl
+        self.start_directory = spec.files.checkpoint(spec.start)
+        self.tokenizer = ChatFormat.of(self.start_directory).tokenizer
+        self.task = get_task(self.study.task.name, **self.study.task.options)
+        self._problems = self.task.problems("id", "train", self.task.available("id", "train"), seed=0)
+        self._report = report
+        self.rows: list[dict[str, Any]] = []
+        """Rows of tables/rl so far, one per completed update."""
+        self.received: dict[str, int] = {}
+        """How often each problem, by its id, was learnt from."""
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def state_directory(self) -> Path:
+        """Where the branch may keep what it needs to resume; removed at its end."""
+        return self.spec.files.state(self.spec.unit)
+
+    def resume(self, rows: list[dict[str, Any]], received: dict[str, int]) -> None:
+        """Go on after the updates that a saved state has."""
+        self.rows, self.received = rows, received
+
+    def requests(self, update: int) -> list[EpisodeRequest]:
+        """The update's episodes: seeded, no problem twice as far as there are enough.
+
+        Algorithms that compare episodes of one problem get `group_size` of each, side by side.
+        """
+        group = 1 if self.settings.algorithm == "ppo" else self.settings.group_size
+        rng = np.random.default_rng((self.spec.seed, self.spec.sft_step, update))
+        count = self.settings.episodes // group
+        rounds = -(-count // len(self._problems))
+        order = np.concatenate([rng.permutation(len(self._problems)) for _ in range(rounds)])[:count]
+        return [
+            EpisodeRequest(
+                self._problems[problem], (self.spec.seed, self.spec.sft_step, update, place * group + i)
+            )
+            for place, problem in enumerate(order)
+            for i in range(group)
+        ]
+
+    def generate(
+        self, requests: Sequence[EpisodeRequest], update: int, publish: Callable[[], Load]
+    ) -> Rollout:
+        """Episodes by the learner's present weights, the same on every rank.
+
+        Only rank 0 calls `publish`, which hands those weights over, and asks the pool.
+        """
+        from ray.train.collective import broadcast_from_rank_zero
+
+        if self.world_size == 1:
+            return self._ask_pool(requests, update, publish)
+        reference = [ray.put(self._ask_pool(requests, update, publish))] if self.is_main else None
+        result: Rollout = ray.get(broadcast_from_rank_zero(reference)[0])
+        return result
+
+    def _ask_pool(
+        self, requests: Sequence[EpisodeRequest], update: int, publish: Callable[[], Load]
+    ) -> Rollout:
+        settings = self.settings
+        # The identity says which updates the weights have had: those before this one.
+        weights = Weights(self.spec.unit.fingerprint, update - 1)
+        sampling = Sampling(
+            settings.temperature, settings.max_new_tokens, settings.max_attempts, logprobs=True
+        )
+        rollout = self.spec.pool.run(publish(), requests, sampling, weights)
+        if any(episode.weights != weights for episode in rollout.episodes):
+            raise RuntimeError(f"episodes were made with other weights than {weights}")
+        return rollout
+
+    def completed(
+        self,
+        update: int,
+        rollout: Rollout,
+        metrics: dict[str, Any],
+        *,
+        seconds_learn: float,
+        seconds: float,
+        wrapped_model: str,
+    ) -> None:
+        """Record an update; every rank calls it. `seconds` is the wall time of the whole update.
+
+        metrics: the columns of tables/rl that the algorithm itself knows; what it leaves out is null.
+        """
+        row = {
+            **dict.fromkeys(tables.RL.names),
+            "recipe": self.study.sft.recipe,
+            "algorithm": self.settings.algorithm,
+            "seed": self.spec.seed,
+            "sft_step": self.spec.sft_step,
+            "rl_step": update,
+            **outcome(rollout.episodes),
+            "weight_lag": update - 1 - rollout.episodes[0].weights.update,
+            **speed(rollout, seconds_learn, seconds),
+            "engine": rollout.engine,
+            "wrapped_model": wrapped_model,
+            "train_run": self.train_run,
+            **metrics,
+        }
+        self.rows.append(row)
+        for episode in rollout.episodes:
+            self.received[episode.problem.id] = self.received.get(episode.problem.id, 0) + 1
+
+    def report(self) -> None:
+        """Tell the sweep about the last completed update."""
+        self._report({"update": len(self.rows), "of": self.settings.budgets[-1], **self.rows[-1]})
+
+    def publish(self, update: int, save: Callable[[Path], None]) -> None:
+        """Publish the checkpoint of `update` as a whole: `save` writes the model's files; rank 0 only."""
+        name = branch_checkpoint(self.spec.seed, self.spec.sft_step, update)
+        with new_directory(self.spec.files.checkpoint(name)) as directory:
+            save(directory)
+            self.tokenizer.save_pretrained(directory)
+            self.spec.files.stamp(directory, self.spec.unit)
+
+    def finish(self) -> None:
+        """Leave the branch's part of tables/rl, the problems it learnt from, and its marker; rank 0 only."""
+        by_id = {problem.id: problem for problem in self._problems}
+        record_received(
+            self.spec.files.received(self.spec.unit),
+            self.task,
+            (by_id[key] for key, count in self.received.items() for _ in range(count)),
+        )
+        self.spec.files.write_part("rl", self.spec.unit, tables.table("rl", self.rows))
+        self.spec.files.mark_done(self.spec.unit)
+
+
+def outcome(episodes: Sequence[Episode]) -> dict[str, float]:
+    """What the batch achieved, before the update it gives rise to."""
+    verdicts = [turn.verdict for episode in episodes for turn in episode.turns]
+    return {
+        "reward_mean": float(np.mean([sum(t.verdict.reward for t in episode.turns) for episode in episodes])),
+        "solved_at_1": float(np.mean([episode.solved_at == 1 for episode in episodes])),
+        "solved_at_k": float(np.mean([episode.solved_at is not None for episode in episodes])),
+        "malformed": float(np.mean([not verdict.well_formed for verdict in verdicts])),
+    }
+
+
+def speed(rollout: Rollout, seconds_learn: float, seconds: float) -> dict[str, float]:
+    """Where the update's time went; `idle_share` is that of the engines over the whole update."""
+    tokens = sum(episode.tokens for episode in rollout.episodes)
+    return {
+        "tokens": tokens,
+        "tokens_per_second": tokens / max(rollout.seconds, 1e-9),
+        "seconds_generate": rollout.seconds,
+        "seconds_judge": rollout.seconds_judge,
+        "seconds_learn": seconds_learn,
+        "seconds_sync": rollout.seconds_sync,
+        "idle_share": max(0.0, 1 - rollout.seconds_engine / max(seconds, 1e-9)),
+    }

@@ -1,0 +1,23 @@
+"""What a branch is. Light on purpose: the sweep's trials pass it on, and must not import torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlheals_ray.config import Study
+from rlheals_ray.rollout.pool import Pool
+from rlheals_ray.storage import StudyFiles, Unit
+
+
+@dataclass(frozen=True)
+class BranchSpec:
+    """A branch to be trained; travels to the workers."""
+
+    study: Study
+    files: StudyFiles
+    pool: Pool
+    seed: int
+    sft_step: int
+    unit: Unit
+    start: str
+    """The checkpoint it leaves from."""
