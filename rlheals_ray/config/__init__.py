@@ -1,0 +1,62 @@
+"""The study: every setting of a run in one typed, validated, immutable model.
+
+Light on purpose: importing this package loads neither torch, ray, vllm nor transformers, so that a
+wrong setting is found in milliseconds and before anything is allocated.
+
+A study comes from a preset's name or a YAML file, then dotted overrides: `sft.learning_rate=2e-4`,
+`seeds=[0]`, `task.targets=[24]`. Every mistake is an `InputError` naming field, value and remedy.
+"""
+
+from rlheals_ray.config.fields import (
+    Algorithm,
+    InputError,
+    PositiveFloat,
+    PositiveInt,
+    Recipe,
+    Role,
+    Schedule,
+    Sharding,
+    Steps,
+)
+from rlheals_ray.config.load import STUDIES, dump_study, load_study, presets
+from rlheals_ray.config.rl import RLSettings, RolloutSettings
+from rlheals_ray.config.settings import (
+    BaseSettings,
+    EditSettings,
+    EvaluationSettings,
+    MLflowSettings,
+    SFTSettings,
+    SpectraSettings,
+    TaskSettings,
+    TrackingSettings,
+    WandbSettings,
+)
+from rlheals_ray.config.study import Study
+
+__all__ = [
+    "STUDIES",
+    "Algorithm",
+    "BaseSettings",
+    "EditSettings",
+    "EvaluationSettings",
+    "InputError",
+    "MLflowSettings",
+    "PositiveFloat",
+    "PositiveInt",
+    "RLSettings",
+    "Recipe",
+    "Role",
+    "RolloutSettings",
+    "SFTSettings",
+    "Schedule",
+    "Sharding",
+    "SpectraSettings",
+    "Steps",
+    "Study",
+    "TaskSettings",
+    "TrackingSettings",
+    "WandbSettings",
+    "dump_study",
+    "load_study",
+    "presets",
+]

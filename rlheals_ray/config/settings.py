@@ -1,0 +1,134 @@
+"""Settings of the stages around RL: the task, the base, SFT, probes, spectra, edits and tracking."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from rlheals_ray.config.fields import (
+    PositiveFloat,
+    PositiveInt,
+    Recipe,
+    Role,
+    Schedule,
+    Settings,
+    Sharding,
+    Steps,
+    strictly_increasing,
+)
+
+
+class TaskSettings(BaseModel):
+    """The task's name; every other key is an option that the task itself validates."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = "general_points"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class BaseSettings(Settings):
+    """The model before SFT: `nano` (trained here, see models/nano.py) or a Hugging Face directory."""
+
+    model: str = "nano"
+    seed: int = 0
+    steps: PositiveInt = 1200
+    """Updates that train the nano base; ignored for any other model."""
+
+
+class SFTSettings(Settings):
+    """Stage 1. `steps` are the checkpoints of the trunk; the last one is where SFT ends."""
+
+    steps: Steps = (0, 2, 4, 6, 8, 10, 15, 30, 60, 120, 200, 400)
+    learning_rate: PositiveFloat = 7e-4
+    batch_size: PositiveInt = 48
+    """Examples per update over all workers."""
+    sharding: Sharding = "ddp"
+    """How a model is spread over the workers of its group, in SFT and in RL: not at all (one worker),
+    replicated (ddp), parameters too (fsdp2, zero3), or optimiser state and gradients (zero2)."""
+    workers: PositiveInt = 1
+    recipe: Recipe = "plain"
+    lr_schedule: Schedule = "constant"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: PositiveFloat = 1.0
+    examples: PositiveInt | None = None
+    """Training problems of the ID rule (null: all there are); each epoch demonstrates every one afresh."""
+
+    @field_validator("steps")
+    @classmethod
+    def _steps(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
+        if steps[-1:] == (0,):
+            raise ValueError("the trunk must train: end with a step above 0, for example [0, 100]")
+        return strictly_increasing(steps, "SFT steps")
+
+
+class EvaluationSettings(Settings):
+    """Probes: every checkpoint answers the same problems of both rules."""
+
+    problems: PositiveInt = 450
+    """Per rule."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Only the most likely tokens are drawn from; 0 is all of them."""
+    repetition_penalty: PositiveFloat = 1.0
+    max_attempts: PositiveInt = 3
+    max_new_tokens: PositiveInt = 40
+    seed: int = 0
+
+
+class SpectraSettings(Settings):
+    roles: Annotated[tuple[Role, ...], Field(min_length=1)] = ("q", "k", "v", "o", "gate", "up", "down")
+    k: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (8, 16, 32)
+
+    @field_validator("roles", "k")
+    @classmethod
+    def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(values)) != len(values):
+            raise ValueError(f"the values must be distinct; write {list(dict.fromkeys(values))}")
+        return values
+
+
+class EditSettings(Settings):
+    """Which factors of which checkpoint replace those of another; its plain weight swap always runs too."""
+
+    donor: Literal["peak", "latest"] = "peak"
+    recipient: Literal["peak", "latest"] = "latest"
+    factors: Literal["UV", "S", "USV"] = "UV"
+    k: PositiveInt | None = None
+    """How many leading singular directions; null is all of them."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> EditSettings:
+        if self.donor == self.recipient:
+            raise ValueError(f"donor and recipient are both {self.donor!r}; name two different checkpoints")
+        return self
+
+
+class WandbSettings(Settings):
+    """Weights & Biases; the key comes from its own environment variable or login, never from here."""
+
+    project: str
+    entity: str | None = None
+    mode: Literal["online", "offline"] = "online"
+
+
+class MLflowSettings(Settings):
+    """MLflow; credentials come from its own environment variables, never from here."""
+
+    tracking_uri: str
+    experiment: str
+
+
+class TrackingSettings(Settings):
+    """Where the metrics of every update go beside tables/rl.parquet."""
+
+    tensorboard: bool = True
+    wandb: WandbSettings | None = None
+    mlflow: MLflowSettings | None = None

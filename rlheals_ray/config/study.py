@@ -1,0 +1,97 @@
+"""The whole study, and what its parts must satisfy together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, field_validator, model_validator
+
+from rlheals_ray.config.fields import Settings
+from rlheals_ray.config.rl import RLSettings, RolloutSettings
+from rlheals_ray.config.settings import (
+    BaseSettings,
+    EditSettings,
+    EvaluationSettings,
+    SFTSettings,
+    SpectraSettings,
+    TaskSettings,
+    TrackingSettings,
+)
+
+
+class Study(Settings):
+    """One study, complete. Everything a run writes stands under `<storage>/<name>/`."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "nano"
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
+    task: TaskSettings = TaskSettings()
+    base: BaseSettings = BaseSettings()
+    sft: SFTSettings = SFTSettings()
+    rl: RLSettings = RLSettings()
+    rollout: RolloutSettings = RolloutSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    spectra: SpectraSettings = SpectraSettings()
+    edits: tuple[EditSettings, ...] = (EditSettings(),)
+    tracking: TrackingSettings = TrackingSettings()
+    storage: str = "./runs"
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) != len(seeds) or min(seeds) < 0:
+            raise ValueError(
+                f"seeds must be distinct and not negative; write {sorted({abs(s) for s in seeds})}"
+            )
+        return seeds
+
+    @field_validator("edits")
+    @classmethod
+    def _edits(cls, edits: tuple[EditSettings, ...]) -> tuple[EditSettings, ...]:
+        if len(set(edits)) != len(edits):
+            raise ValueError("the same edit stands there twice; remove one")
+        return edits
+
+    @model_validator(mode="after")
+    def _work_divides_over_the_workers(self) -> Study:
+        # One group of workers does both stages, so its size is the larger of the two.
+        workers = max(self.sft.workers, self.rl.workers)
+        for field, count in (("sft.batch_size", self.sft.batch_size), ("rl.episodes", self.rl.episodes)):
+            if count % workers:
+                raise ValueError(
+                    f"{field} (got {count}) does not divide over the {workers} workers that sft.workers and "
+                    f"rl.workers ask for; use {field}={max(count - count % workers, workers)}"
+                )
+        if self.sft.sharding == "none" and workers > 1:
+            raise ValueError(
+                f"sft.sharding (got 'none') is for one worker, but sft.workers and rl.workers ask for {workers}; use "
+                "ddp, fsdp2, zero2 or zero3"
+            )
+        self._check_minibatches(self.rl.episodes // workers)
+        return self
+
+    def _check_minibatches(self, episodes: int) -> None:
+        """`episodes` is one worker's share of an update."""
+        rl = self.rl
+        if episodes % rl.minibatches:
+            fitting = [count for count in range(1, episodes + 1) if episodes % count == 0]
+            raise ValueError(
+                f"rl.minibatches (got {rl.minibatches}) does not divide the {episodes} episodes that each worker "
+                f"learns from; use one of {fitting}"
+            )
+        share = episodes // rl.minibatches
+        if rl.micro_batch is not None and share % rl.micro_batch:
+            fitting = [count for count in range(1, share + 1) if share % count == 0]
+            raise ValueError(
+                f"rl.micro_batch (got {rl.micro_batch}) does not divide the {share} episodes of a worker's minibatch; "
+                f"use one of {fitting}"
+            )
+
+    @model_validator(mode="after")
+    def _branches_leave_the_trunk(self) -> Study:
+        absent = sorted(set(self.rl.from_steps) - set(self.sft.steps))
+        if absent:
+            raise ValueError(
+                f"rl.from_steps has {absent}, where the trunk saves no checkpoint; add them to sft.steps "
+                f"or choose from {list(self.sft.steps)}"
+            )
+        return self
