@@ -17,7 +17,7 @@ import torch
 from rlheals_ray.config import InputError
 from rlheals_ray.models.checkpoint import Checkpoint, write_checkpoint
 from rlheals_ray.spectra.factors import stored_factors
-from rlheals_ray.spectra.linalg import MODES, Which, recombine
+from rlheals_ray.spectra.recombination import MODES, Which, recombine
 from rlheals_ray.spectra.roles import ROLES, select
 
 

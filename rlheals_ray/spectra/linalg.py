@@ -1,4 +1,4 @@
-"""The three operations everything else here is made of: decompose, compare subspaces, recombine.
+"""The two operations everything else here is made of: decompose a matrix, compare subspaces.
 
 Symbols: W = U diag(S) Vh with U (m, r), S (r,) descending, Vh (r, n), r = min(m, n).
 """
@@ -6,15 +6,13 @@ Symbols: W = U diag(S) Vh with U (m, r), S (r,) descending, Vh (r, n), r = min(m
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
 
 Factors: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Array: TypeAlias = torch.Tensor | np.ndarray
-Which = Literal["UV", "S", "USV"]
 
 GRAM_MAX_CONDITION = 1e4
 """Squaring a matrix of this condition number loses at most ~1e-8 (eps · κ²), far below the 1e-6 promised."""
@@ -100,55 +98,6 @@ def angles_between(Q_a: torch.Tensor, Q_b: torch.Tensor) -> np.ndarray:
         sines = torch.linalg.svdvals(Q_b - Q_a @ overlap).flip(0).clamp_max(1.0)
         angles = torch.where(small, torch.arcsin(sines), angles)
     return angles.cpu().numpy()
-
-
-def recombine(
-    recipient: Factors,
-    donor: Factors,
-    k: int | None = 64,
-    factors: Which = "UV",
-    mode: str = "concatenate",
-) -> torch.Tensor:
-    """The recipient's matrix with factors of its k leading singular triplets replaced by the donor's.
-
-    recipient = (U, S, Vh), donor = (Ud, Sd, Vhd): thin SVDs of two matrices of one shape (m, n).
-    k: how many leading triplets; None is all r = min(m, n); 0 gives the recipient.
-    factors: "UV" puts the donor's directions u_i, v_i (as a pair, so that their common sign cancels) under
-    the recipient's σ_i; "S" the donor's σ_i on the recipient's directions; "USV" both.
-    mode: how a replaced block joins the rest; see MODES.
-    Returns (m, n) float32. Raises ValueError for shapes that differ, a k out of range, or an unknown name.
-    """
-    for part, factor, other in zip(("U", "S", "Vh"), recipient, donor, strict=True):
-        if factor.shape != other.shape:
-            raise ValueError(
-                f"{part} of recipient and donor differ: {tuple(factor.shape)}, {tuple(other.shape)}"
-            )
-    rank = recipient[1].shape[0]
-    k = rank if k is None else k
-    if not 0 <= k <= rank:
-        raise ValueError(f"k={k} is not within 0..{rank}, the singular values of this matrix; None takes all")
-    if factors not in ("UV", "S", "USV"):
-        raise ValueError(f"factors={factors!r}; choose 'UV', 'S' or 'USV'")
-    if mode not in MODES:
-        raise ValueError(f"mode={mode!r}; choose from {sorted(MODES)}")
-    U, S, Vh = MODES[mode](recipient, donor, k, factors)
-    return ((U.double() * S.double()) @ Vh.double()).to(torch.float32)
-
-
-def _concatenate(recipient: Factors, donor: Factors, k: int, factors: str) -> Factors:
-    U = donor[0] if "U" in factors else recipient[0]
-    S = donor[1] if "S" in factors else recipient[1]
-    Vh = donor[2] if "V" in factors else recipient[2]
-    return (
-        torch.cat([U[:, :k], recipient[0][:, k:]], dim=1),
-        torch.cat([S[:k], recipient[1][k:]]),
-        torch.cat([Vh[:k], recipient[2][k:]]),
-    )
-
-
-MODES: Mapping[str, Callable[[Factors, Factors, int, str], Factors]] = {"concatenate": _concatenate}
-"""`concatenate` is the paper's edit: donor's leading columns beside the recipient's others. Mixed bases are
-not orthonormal, so for 0 < k < r the result's singular values are not exactly the S that went in."""
 
 
 def _matrix(array: Array, name: str) -> torch.Tensor:
