@@ -7,8 +7,10 @@ and written, and no process holds a model. A new kind is one function and one li
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import ray
@@ -17,7 +19,15 @@ import torch
 from rlheals_ray.config import InputError
 from rlheals_ray.models.checkpoint import Checkpoint, write_checkpoint
 from rlheals_ray.spectra.factors import stored_factors
-from rlheals_ray.spectra.recombination import MODES, Which, recombine
+from rlheals_ray.spectra.linalg import Factors
+from rlheals_ray.spectra.recombination import (
+    MODES,
+    Which,
+    random_step,
+    randomly_turned,
+    recombine,
+    smallest_singular_value,
+)
 from rlheals_ray.spectra.roles import ROLES, select
 
 
@@ -25,33 +35,55 @@ from rlheals_ray.spectra.roles import ROLES, select
 class Edit:
     """What to write: the matrices of `roles` in `layers` (None: all), changed as `kind` says.
 
-    kind: see KINDS. factors, k, mode: as in `recombine`; `interpolation` takes from them how far to go,
-    `weight_swap` ignores them. Raises InputError for an unknown name or a negative k.
+    kind: see KINDS. factors, mode, part, t: as in `recombine`. k: how many triplets, a fraction of
+    min(m, n) when it is a float in (0, 1], or None for all. The controls take from them how far to go;
+    `weight_swap` ignores them. seed: of the random controls.
+    Raises InputError for an unknown name or a k, t or part out of range.
     """
 
     donor_directory: str
     recipient_directory: str
     factors: Which = "UV"
-    k: int | None = None
+    k: int | float | None = None
     mode: str = "concatenate"
+    part: str = "top"
+    t: float = 1.0
     roles: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
     layers: tuple[int, ...] | None = None
     kind: str = "edit"
+    seed: int = 0
 
     def __post_init__(self) -> None:
         for name, value, known in (
             ("factors", self.factors, ("UV", "S", "USV")),
             ("mode", self.mode, tuple(MODES)),
+            ("part", self.part, ("top", "tail")),
             ("kind", self.kind, tuple(KINDS)),
         ):
             if value not in known:
                 raise InputError(f"edit: {name} (got {value!r}) is unknown; choose from {list(known)}.")
         if unknown := sorted(set(self.roles) - set(ROLES)):
             raise InputError(f"edit: roles (got {unknown}) are unknown; choose from {list(ROLES)}.")
-        if self.k is not None and self.k < 0:
+        if self.k is not None and (self.k < 0 or (isinstance(self.k, float) and not 0 < self.k <= 1)):
             raise InputError(
-                f"edit: k (got {self.k}) is negative; use 0 or more, or null for all directions."
+                f"edit: k (got {self.k}) must not be negative: it counts directions, or is a fraction in "
+                "(0, 1], or null for all of them."
             )
+        if not 0 <= self.t <= 1 or (self.t != 1 and self.mode != "rotate"):
+            raise InputError(
+                f"edit: t (got {self.t}) goes from 0 to 1, and needs mode: rotate to be less than 1."
+            )
+        if self.mode == "rotate" and self.k is None:
+            raise InputError(
+                "edit: mode rotate turns a subspace of fewer than all directions into another; give a k."
+            )
+
+    def directions(self, shape: tuple[int, ...]) -> int:
+        """k for a matrix of this shape; a fraction is rounded up."""
+        rank = min(shape)
+        if self.k is None:
+            return rank
+        return math.ceil(self.k * rank) if isinstance(self.k, float) else self.k
 
 
 @dataclass(frozen=True)
@@ -61,11 +93,14 @@ class EditReport:
     With ΔW_edit = edited − recipient, ΔW_donor = donor − recipient and sums over all edited matrices:
     projection p = ⟨ΔW_edit, ΔW_donor⟩ / ‖ΔW_donor‖² (0: stayed, 1: as far as the donor), and
     residual = ‖ΔW_edit − p ΔW_donor‖ / ‖ΔW_donor‖: what is not on the straight way back.
+    smallest: the least singular value of the mixed bases [donor's k, recipient's others] over the matrices
+    (1: orthonormal as they stand, 0: a direction was lost); None where no bases are mixed.
     """
 
     projection: float
     residual: float
     matrices: int
+    smallest: float | None = None
 
 
 @dataclass
@@ -84,41 +119,86 @@ class _Way:
         self.donor_donor += float(whole.square().sum())
         self.matrices += 1
 
-    def report(self) -> EditReport:
+    def report(self, smallest: float | None) -> EditReport:
         projection = self.edit_donor / self.donor_donor
         # ‖e − p d‖² = ‖e‖² − p² ‖d‖², because p is the projection.
         residual = math.sqrt(max(0.0, self.edit_edit / self.donor_donor - projection**2))
-        return EditReport(projection, residual, self.matrices)
+        return EditReport(projection, residual, self.matrices, smallest)
 
 
-def _recombined(edit: Edit, recipient: torch.Tensor, donor: torch.Tensor, factors: Path) -> torch.Tensor:
-    return recombine(
-        stored_factors(recipient, factors), stored_factors(donor, factors), edit.k, edit.factors, edit.mode
+@dataclass(frozen=True)
+class _Matrix:
+    """One matrix of recipient and donor, with what an edit of it needs."""
+
+    name: str
+    recipient: torch.Tensor
+    donor: torch.Tensor
+    factors_directory: Path
+
+    @cached_property
+    def factors(self) -> tuple[Factors, Factors]:
+        """Of recipient and donor, read only where a kind asks for them."""
+        return (
+            stored_factors(self.recipient, self.factors_directory),
+            stored_factors(self.donor, self.factors_directory),
+        )
+
+
+def _recombined(edit: Edit, matrix: _Matrix) -> torch.Tensor:
+    k = edit.directions(matrix.recipient.shape)
+    if k == 0 or edit.t == 0:
+        return matrix.recipient  # bit for bit, rather than through its factors
+    return recombine(*matrix.factors, k, edit.factors, edit.mode, part=edit.part, t=edit.t)
+
+
+def _swapped(edit: Edit, matrix: _Matrix) -> torch.Tensor:
+    return matrix.donor
+
+
+def _distance(edit: Edit, matrix: _Matrix) -> float:
+    """How far, ‖ΔW‖_F, the edit itself goes."""
+    return float(torch.linalg.vector_norm(_recombined(edit, matrix).double() - matrix.recipient.double()))
+
+
+def _interpolated(edit: Edit, matrix: _Matrix) -> torch.Tensor:
+    start, whole = matrix.recipient.double(), matrix.donor.double() - matrix.recipient.double()
+    length = float(torch.linalg.vector_norm(whole))
+    return matrix.recipient if length == 0.0 else start + _distance(edit, matrix) / length * whole
+
+
+def _turned_at_random(edit: Edit, matrix: _Matrix) -> torch.Tensor:
+    k = edit.directions(matrix.recipient.shape)
+    return randomly_turned(
+        *matrix.factors,
+        k,
+        _seed(edit, matrix),
+        part=edit.part,
+        subspaces_only=edit.mode == "rotate",
+        t=edit.t,
     )
 
 
-def _swapped(edit: Edit, recipient: torch.Tensor, donor: torch.Tensor, factors: Path) -> torch.Tensor:
-    return donor
+def _moved_at_random(edit: Edit, matrix: _Matrix) -> torch.Tensor:
+    return random_step(matrix.recipient, _distance(edit, matrix), _seed(edit, matrix))
 
 
-def _interpolated(edit: Edit, recipient: torch.Tensor, donor: torch.Tensor, factors: Path) -> torch.Tensor:
-    start, whole = recipient.double(), donor.double() - recipient.double()
-    length = torch.linalg.vector_norm(whole)
-    if float(length) == 0.0:
-        return recipient
-    wanted = torch.linalg.vector_norm(_recombined(edit, recipient, donor, factors).double() - start)
-    return start + wanted / length * whole
+def _seed(edit: Edit, matrix: _Matrix) -> int:
+    # Every matrix its own, whatever process edits it: Python's hash differs between processes.
+    return zlib.crc32(f"{edit.seed}/{matrix.name}".encode())
 
 
-KINDS: Mapping[str, Callable[[Edit, torch.Tensor, torch.Tensor, Path], torch.Tensor]] = {
+KINDS: Mapping[str, Callable[[Edit, _Matrix], torch.Tensor]] = {
     "edit": _recombined,
     "weight_swap": _swapped,
     "interpolation": _interpolated,
+    "random_angle": _turned_at_random,
+    "random_norm": _moved_at_random,
 }
-"""(edit, recipient matrix, donor matrix, factors directory) -> the edited matrix.
+"""(edit, matrix of recipient and donor) -> the edited matrix.
 
-edit: singular factors recombined. weight_swap: the donor's matrices whole, the plain control.
-interpolation: the straight way to the donor, per matrix as far (‖ΔW‖_F) as the edit went.
+edit: singular factors recombined. Its controls: weight_swap: the donor's matrices whole. interpolation: the
+straight way to the donor, per matrix as far (‖ΔW‖_F) as the edit went. random_angle: the recipient turned by
+the same angles in random planes. random_norm: a Gaussian ΔW, per matrix as long as the edit's.
 """
 
 
@@ -133,15 +213,20 @@ def write_edit(edit: Edit, out_directory: str | Path, factors_directory: str | P
     edited = set(select(recipient.names(), edit.roles, edit.layers))
     _check(edit, recipient, donor, edited)
     way = _Way()
+    bases: list[float] = []
 
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:
         for name in recipient.names():
             if name not in edited:
                 yield name, recipient.tensor(name, finite=False)
                 continue
-            before, target = recipient.tensor(name), donor.tensor(name)
-            after = KINDS[edit.kind](edit, before, target, Path(factors_directory)).to(before.dtype)
-            way.add(after, before, target)
+            matrix = _Matrix(name, recipient.tensor(name), donor.tensor(name), Path(factors_directory))
+            after = KINDS[edit.kind](edit, matrix).to(matrix.recipient.dtype)
+            way.add(after, matrix.recipient, matrix.donor)
+            if edit.kind == "edit" and edit.mode != "rotate" and edit.factors != "S":
+                bases.append(
+                    smallest_singular_value(*matrix.factors, edit.directions(after.shape), edit.part)
+                )
             yield name, after
         if way.donor_donor == 0.0:
             raise InputError(
@@ -150,7 +235,7 @@ def write_edit(edit: Edit, out_directory: str | Path, factors_directory: str | P
             )
 
     write_checkpoint(Path(out_directory), tensors(), like=recipient.directory)
-    return way.report()
+    return way.report(min(bases, default=None))
 
 
 def _check(edit: Edit, recipient: Checkpoint, donor: Checkpoint, edited: set[str]) -> None:
@@ -166,10 +251,11 @@ def _check(edit: Edit, recipient: Checkpoint, donor: Checkpoint, edited: set[str
                 f"edit: {name!r} has the shape {shape} in {edit.recipient_directory!r} and "
                 f"{donor.shape(name)} in {edit.donor_directory!r}; use checkpoints of one architecture."
             )
-        if edit.kind != "weight_swap" and edit.k is not None and edit.k > min(shape):
+        limit = min(shape) - (edit.mode == "rotate")
+        if edit.kind != "weight_swap" and edit.directions(shape) > limit:
             raise InputError(
-                f"edit: k (got {edit.k}) exceeds the {min(shape)} singular values of {name!r} {shape}; lower "
-                "k, leave that role out, or use k: null for all directions."
+                f"edit: k (got {edit.k}) exceeds the {limit} singular directions that mode {edit.mode} can take "
+                f"of {name!r} {shape}; lower k or leave that role out."
             )
 
 

@@ -119,41 +119,57 @@ rotate: the whole matrix turned, on both sides, by t times the shortest rotation
 k-dimensional subspaces to the donor's; singular values are kept for every t."""
 
 
-def smallest_singular_value(recipient: Factors, donor: Factors, k: int) -> float:
+def smallest_singular_value(recipient: Factors, donor: Factors, k: int, part: str = "top") -> float:
     """Of the worse of the two mixed bases [donor's k, recipient's others]: 1 orthonormal, 0 a lost direction."""
+    if part == "tail":
+        recipient, donor = _reversed(recipient), _reversed(donor)
     sides = ((recipient[0], donor[0]), (recipient[2].mT, donor[2].mT))
     return min(complete(other[:, :k], own[:, k:])[1] for own, other in sides)
 
 
 def randomly_turned(
-    recipient: Factors, donor: Factors, k: int | None, seed: int, *, part: str = "top"
+    recipient: Factors,
+    donor: Factors,
+    k: int | None,
+    seed: int,
+    *,
+    part: str = "top",
+    subspaces_only: bool = False,
+    t: float = 1.0,
 ) -> torch.Tensor:
-    """The control of equal angle: the recipient turned as far as "UV" turns it, but nowhere in particular.
+    """The control of equal angle: the recipient turned as far as an edit of "UV" turns it, nowhere in particular.
 
-    On each side the k directions' subspace turns by its principal angles towards the donor's, in random
-    planes, and within it the basis turns by the angles between the recipient's vectors and the donor's,
-    conjugated by a random rotation. Singular values are kept. Returns (m, n) float32.
+    On each side the k directions' subspace turns by t times its principal angles towards the donor's, in
+    random planes. Unless subspaces_only (as the mode "rotate" leaves it), the basis within also turns, by the
+    angles between the recipient's vectors and the donor's, conjugated by a random rotation. Singular values
+    are kept. Returns (m, n) float32.
     """
     k = _checked(recipient, donor, k, "UV", "orthonormal", part, 1.0)
     if part == "tail":
         recipient, donor = _reversed(recipient), _reversed(donor)
     U, V = recipient[0].double(), recipient[2].double().mT
     Ud, Vd = donor[0].double(), donor[2].double().mT
-    if k == 0:
-        return ((U * recipient[1].double()) @ V.mT).to(torch.float32)
-    # u_i and v_i are known up to a common sign: take the donor's that is nearer, or angles would be arbitrary.
-    signs = torch.where((U * Ud).sum(0) + (V * Vd).sum(0) < 0, -1.0, 1.0)
-    generator = torch.Generator().manual_seed(seed)
-    turned = [_turned(own, other, k, generator) for own, other in ((U, Ud * signs), (V, Vd * signs))]
-    return ((turned[0] * recipient[1].double()) @ turned[1].mT).to(torch.float32)
+    if k:
+        # u_i and v_i are known up to a common sign: take the donor's that is nearer, or angles would be arbitrary.
+        signs = torch.where((U * Ud).sum(0) + (V * Vd).sum(0) < 0, -1.0, 1.0)
+        generator = torch.Generator().manual_seed(seed)
+        U, V = (
+            _turned(own, other, k, generator, subspaces_only, t)
+            for own, other in ((U, Ud * signs), (V, Vd * signs))
+        )
+    return ((U * recipient[1].double()) @ V.mT).to(torch.float32)
 
 
-def _turned(own: torch.Tensor, other: torch.Tensor, k: int, generator: torch.Generator) -> torch.Tensor:
+def _turned(
+    own: torch.Tensor, other: torch.Tensor, k: int, generator: torch.Generator, subspaces_only: bool, t: float
+) -> torch.Tensor:
     leading = own[:, :k]
-    within = random_conjugate(polar_factor(leading.mT @ other[:, :k]), generator)
-    basis = torch.cat([leading @ within, own[:, k:]], dim=1)
     angles = minimal_rotation(leading, other[:, :k]).angles
-    return random_rotation(leading, angles, generator).apply(basis)
+    basis = own
+    if not subspaces_only:
+        within = random_conjugate(polar_factor(leading.mT @ other[:, :k]), generator)
+        basis = torch.cat([leading @ within, own[:, k:]], dim=1)
+    return random_rotation(leading, angles, generator).apply(basis, t)
 
 
 def random_step(recipient: torch.Tensor, length: float, seed: int) -> torch.Tensor:

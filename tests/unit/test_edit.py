@@ -138,7 +138,7 @@ def written_change(directory: Path, recipient: str) -> np.ndarray:
     )
 
 
-@pytest.mark.parametrize("kind", ["edit", "interpolation"])
+@pytest.mark.parametrize("kind", ["edit", "interpolation", "random_angle", "random_norm"])
 def test_projection_and_residual_split_the_change_along_the_way_to_the_donor(
     edit: Edit, tmp_path: Path, kind: str
 ) -> None:
@@ -167,6 +167,53 @@ def test_interpolation_goes_straight_and_as_far_as_the_edit(edit: Edit, tmp_path
     assert float((line * whole).sum() / line.norm() / whole.norm()) == pytest.approx(1, abs=1e-9)
 
 
+def test_the_random_controls_differ_by_seed_and_matrix_only(edit: Edit, tmp_path: Path) -> None:
+    recipient = Checkpoint(Path(edit.recipient_directory))
+    for kind in ("random_angle", "random_norm"):
+        changes = []
+        for index, seed in enumerate((0, 0, 1)):
+            out = tmp_path / f"{kind}{index}"
+            write_edit(replace(edit, kind=kind, k=3, seed=seed), out, tmp_path / "factors")
+            changes.append([Checkpoint(out).tensor(n) - recipient.tensor(n) for n in (Q0, Q1)])
+        assert all(torch.equal(a, b) for a, b in zip(changes[0], changes[1], strict=True))
+        assert not torch.equal(changes[0][0], changes[2][0])
+        assert not torch.equal(changes[0][0], changes[0][1]), "every matrix has the same noise"
+
+
+def test_the_random_step_is_as_long_as_the_edit(edit: Edit, tmp_path: Path) -> None:
+    for kind in ("edit", "random_norm"):
+        write_edit(replace(edit, kind=kind, k=3), tmp_path / kind, tmp_path / "factors")
+    lengths = [
+        np.linalg.norm(written_change(tmp_path / k, edit.recipient_directory))
+        for k in ("edit", "random_norm")
+    ]
+    assert lengths[0] == pytest.approx(lengths[1], rel=1e-5)
+
+
+def test_a_fraction_of_the_directions_is_rounded_up(edit: Edit, tmp_path: Path) -> None:
+    assert replace(edit, k=0.2).directions((8, 12)) == 2 and replace(edit, k=1.0).directions((8, 12)) == 8
+    for k in (0.25, 2):
+        write_edit(replace(edit, k=k), tmp_path / str(k), tmp_path / "factors")
+    assert torch.equal(*(Checkpoint(tmp_path / d).tensor(Q0) for d in ("0.25", "2")))
+
+
+def test_the_report_says_how_well_the_mixed_bases_stand(edit: Edit, tmp_path: Path) -> None:
+    half = write_edit(replace(edit, k=4), tmp_path / "half", tmp_path / "factors")
+    assert half.smallest is not None and 0 <= half.smallest < 0.9, "unrelated bases overlap"
+    whole = write_edit(edit, tmp_path / "whole", tmp_path / "factors")
+    assert whole.smallest == 1.0
+    turned = write_edit(replace(edit, k=4, mode="rotate", t=0.5), tmp_path / "turned", tmp_path / "factors")
+    assert turned.smallest is None
+
+
+def test_k_0_and_t_0_copy_the_recipient_bit_for_bit(edit: Edit, tmp_path: Path) -> None:
+    recipient = Checkpoint(Path(edit.recipient_directory))
+    for index, still in enumerate((replace(edit, k=0), replace(edit, k=2, mode="rotate", t=0.0))):
+        write_edit(still, tmp_path / str(index), tmp_path / "factors")
+        out = Checkpoint(tmp_path / str(index))
+        assert all(torch.equal(out.tensor(n), recipient.tensor(n)) for n in out.names())
+
+
 def test_the_recipient_s_dtype_is_kept(tmp_path: Path) -> None:
     edit = Edit(
         checkpoint(tmp_path / "donor", 1), checkpoint(tmp_path / "recipient", 2, torch.bfloat16), roles=("q",)
@@ -187,8 +234,13 @@ def test_the_recipient_s_dtype_is_kept(tmp_path: Path) -> None:
         (lambda edit: replace(edit, kind="magic"), "kind.*'magic'"),
         (lambda edit: replace(edit, roles=("query",)), "roles.*'query'"),
         (lambda edit: replace(edit, k=-1), "k .*-1.*negative"),
+        (lambda edit: replace(edit, k=1.5), "k .*1.5.*fraction"),
+        (lambda edit: replace(edit, t=0.5), "t .*0.5.*rotate"),
+        (lambda edit: replace(edit, mode="rotate"), "give a k"),
+        (lambda edit: replace(edit, mode="rotate", k=8), "exceeds the 7"),
+        (lambda edit: replace(edit, part="middle"), "part.*'middle'"),
         (lambda edit: replace(edit, layers=(7,)), r"no matrix.*\[7\]"),
-        (lambda edit: replace(edit, k=9), "k .*9.*exceeds the 8 singular values"),
+        (lambda edit: replace(edit, k=9), "k .*9.*exceeds the 8 singular directions"),
         (lambda edit: replace(edit, donor_directory=edit.recipient_directory), "two that differ"),
         (lambda edit: replace(edit, donor_directory="/nowhere"), "no such directory"),
     ],
