@@ -16,6 +16,46 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.optim import Optimizer
 
+from rlheals_ray.rl.policy_state import current_version, new_version, world
+from rlheals_ray.rl.sharded_policy import ShardedPolicy
+
+_PROGRESS = "progress.safetensors"
+
+
+def save_branch(
+    directory: Path,
+    policy: ShardedPolicy,
+    modules: Mapping[str, nn.Module],
+    optimizers: Mapping[str, Optimizer],
+    **progress: Any,
+) -> None:
+    """Write the policy, small modules and their optimisers, and JSON-like `progress`; every worker calls it.
+
+    All of it is replaced as a whole: every worker writes its share of the policy, rank 0 what all of
+    them hold alike (critic, its optimiser, progress).
+    """
+    with new_version(directory) as version:
+        policy.write_state(version)
+        if world()[0] == 0:
+            save_state(version / _PROGRESS, modules, optimizers, **progress)
+
+
+def load_branch(
+    directory: Path,
+    policy: ShardedPolicy,
+    modules: Mapping[str, nn.Module],
+    optimizers: Mapping[str, Optimizer],
+) -> dict[str, Any] | None:
+    """Restore what `save_branch` wrote; returns `progress`, or None when there is no state.
+
+    Raises StateMismatch where the policy was divided in a way that this group of workers cannot read.
+    """
+    version = current_version(directory)
+    if version is None:
+        return None
+    policy.read_state(version)
+    return load_state(version / _PROGRESS, modules, optimizers)
+
 
 def save_state(
     path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer], **progress: Any
