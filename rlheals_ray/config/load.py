@@ -99,8 +99,13 @@ def _explain_one(detail: Any) -> str:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         return f"{where}: there is no such field.{hint} Known here: {', '.join(known)}."
     message = detail["msg"].removeprefix("Value error, ")
-    value = "" if isinstance(detail["input"], dict | BaseModel) else f" (got {detail['input']!r})"
-    return f"{where}{value}: {message}."
+    if not isinstance(detail["input"], dict | BaseModel):
+        return f"{where} (got {detail['input']!r}): {message}."
+    if detail["type"] != "value_error":
+        return f"{where}: {message}."
+    # A model's own check, of several fields together: it begins with the field, dotted from the model or from the top.
+    from_the_top = not detail["loc"] or message.startswith(f"{where}.")
+    return f"{message}." if from_the_top else f"{where}.{message}."
 
 
 def _fields(location: Iterable[int | str]) -> list[str]:

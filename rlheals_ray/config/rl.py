@@ -89,14 +89,40 @@ class RLSettings(Settings):
             return self
         if self.group_size < 2:
             raise ValueError(
-                f"group_size (got {self.group_size}): {self.algorithm} compares the episodes of one problem with each "
-                "other; use at least 2"
+                f"rl.group_size (got {self.group_size}): {self.algorithm} compares the episodes of one problem with "
+                "each other; use at least 2"
             )
         if self.episodes % self.group_size:
             fitting = max(self.episodes - self.episodes % self.group_size, self.group_size)
             raise ValueError(
-                f"episodes (got {self.episodes}) does not divide into groups of group_size={self.group_size}; "
-                f"use episodes={fitting}"
+                f"rl.episodes (got {self.episodes}) does not divide into groups of rl.group_size={self.group_size}; "
+                f"use rl.episodes={fitting}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _of_ppo_alone(self) -> RLSettings:
+        if self.algorithm == "ppo":
+            return self
+        for field, neutral, why in (
+            ("level", "turn", "learns from whole episodes, whatever an action is"),
+            ("entropy_coefficient", 0, "has no entropy bonus here"),
+            ("critic_warmup", 0, "has no critic"),
+        ):
+            if (value := getattr(self, field)) != neutral:
+                raise ValueError(
+                    f"rl.{field} (got {value!r}) would be ignored: {self.algorithm} {why}; use rl.{field}={neutral} or "
+                    "rl.algorithm=ppo"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _policy_learns(self) -> RLSettings:
+        last = self.budgets[-1]
+        if last and self.critic_warmup >= last:
+            raise ValueError(
+                f"rl.critic_warmup (got {self.critic_warmup}): the largest of rl.budgets is {last} updates, so the "
+                f"policy would never learn; use at most {last - 1}"
             )
         return self
 
@@ -140,8 +166,18 @@ class RolloutSettings(Settings):
     @model_validator(mode="after")
     def _teams(self) -> RolloutSettings:
         if self.generators % self.generators_per_branch:
+            fitting = [count for count in range(1, self.generators + 1) if self.generators % count == 0]
             raise ValueError(
-                f"generators_per_branch (got {self.generators_per_branch}) does not divide generators="
-                f"{self.generators}; use generators={self.generators_per_branch} or a multiple"
+                f"rollout.generators_per_branch (got {self.generators_per_branch}) does not divide "
+                f"rollout.generators={self.generators}; use one of {fitting}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _transport(self) -> RolloutSettings:
+        if self.weight_sync == "nccl" and self.engine != "vllm":
+            raise ValueError(
+                f"rollout.weight_sync (got 'nccl') is vLLM's own transfer, but rollout.engine is {self.engine!r}; use "
+                "rollout.weight_sync=object_store or rollout.engine=vllm"
             )
         return self

@@ -107,7 +107,9 @@ class EditSettings(Settings):
     @model_validator(mode="after")
     def _distinct(self) -> EditSettings:
         if self.donor == self.recipient:
-            raise ValueError(f"donor and recipient are both {self.donor!r}; name two different checkpoints")
+            raise ValueError(
+                f"donor (got {self.donor!r}) is the recipient too; name two different checkpoints"
+            )
         return self
 
 

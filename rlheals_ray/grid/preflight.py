@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
-from rlheals_ray.config import InputError, Study
+from rlheals_ray.config import InputError, Study, TrackingSettings
 from rlheals_ray.storage import StudyFiles
 from rlheals_ray.tasks import Rule, Task, get_task
 
@@ -18,11 +20,12 @@ _SPARE = 8
 
 
 def preflight(study: Study) -> StudyFiles:
-    """Check task, base model, problems, context and storage; raises InputError, allocates nothing."""
+    """Check task, base model, problems, context, tracking and storage; raises InputError, allocates nothing."""
     task = get_task(study.task.name, **study.task.options)
     _check_base(study)
     _check_problems(study, task)
     _check_context(study, task)
+    check_tracking(study.tracking)
     files = StudyFiles.at(study.storage, study.name)
     files.check_writable()
     return files
@@ -117,3 +120,33 @@ def _positions(model: str) -> int | None:
             f"base.model (got {model!r}): its config.json cannot be read; copy the model again."
         ) from None
     return positions if isinstance(positions, int) else None
+
+
+def check_tracking(tracking: TrackingSettings) -> None:
+    """Raises InputError for a tracker that is asked for and not installed, or that could not log in."""
+    for name, wanted, package in (
+        ("wandb", tracking.wandb, "wandb"),
+        ("mlflow", tracking.mlflow, "mlflow-skinny"),
+    ):
+        if wanted is not None and not _is_installed(name):
+            raise InputError(
+                f"tracking.{name} (got {wanted.model_dump()}): the package {name!r} is not installed in this "
+                f"environment; run `pip install {package}`, or set tracking.{name}=null."
+            )
+    if tracking.wandb is not None and tracking.wandb.mode == "online" and not _knows_wandb():
+        raise InputError(
+            "tracking.wandb.mode (got 'online'): Weights & Biases is not logged in on this machine; set WANDB_API_KEY, "
+            "run `wandb login`, or set tracking.wandb.mode=offline."
+        )
+
+
+def _is_installed(name: str) -> bool:
+    spec = importlib.util.find_spec(name)
+    # A mere directory of that name, such as W&B's own ./wandb, has no file that could be imported.
+    return spec is not None and spec.origin is not None
+
+
+def _knows_wandb() -> bool:
+    """Whether a key is there at all; it is not read."""
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    return "WANDB_API_KEY" in os.environ or netrc.exists()

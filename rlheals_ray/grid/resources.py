@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -27,6 +28,8 @@ class Resources:
     groups: int
     workers: int
     """Workers of one group."""
+    needs_gpus: bool = False
+    """Whether the study names a transport that only GPUs have."""
 
     @property
     def cpus(self) -> int:
@@ -46,12 +49,14 @@ class Resources:
 
 
 def resources_of(study: Study) -> Resources:
-    """One worker group per generator: as many branches learn side by side as engines can feed."""
+    """One worker group per team of generators: as many branches learn side by side as engines can feed."""
     branches = len(study.seeds) * len(study.rl.from_steps)
+    teams = study.rollout.generators // study.rollout.generators_per_branch
     return Resources(
         generators=study.rollout.generators,
-        groups=max(1, min(study.rollout.generators, branches)),
+        groups=max(1, min(teams, branches)),
         workers=max(study.sft.workers, study.rl.workers),
+        needs_gpus=study.rollout.weight_sync == "nccl",
     )
 
 
@@ -59,8 +64,17 @@ def local_slots() -> int:
     return SLOTS_PER_CORE * (os.cpu_count() or 1)
 
 
+def local_gpus() -> int:
+    """NVIDIA GPUs of this machine, as its driver lists them; without torch."""
+    try:
+        return len(list(Path("/proc/driver/nvidia/gpus").iterdir()))
+    except OSError:
+        return 0
+
+
 def check_local(needed: Resources) -> None:
     """Raises InputError when this machine cannot hold the study."""
+    _check_gpus(needed, local_gpus(), "this machine")
     memory = psutil.virtual_memory().total / 2**30
     if needed.cpus > local_slots():
         raise InputError(
@@ -75,8 +89,9 @@ def check_local(needed: Resources) -> None:
         )
 
 
-def check_cluster(needed: Resources, cpus: float, memory_bytes: float) -> None:
+def check_cluster(needed: Resources, cpus: float, memory_bytes: float, gpus: float = 0) -> None:
     """Raises InputError when the connected cluster cannot hold the study."""
+    _check_gpus(needed, gpus, "the cluster")
     if needed.cpus > cpus:
         raise InputError(
             f"rollout.generators, sft.workers and rl.workers ask for {needed.explain()}, but the cluster has "
@@ -86,4 +101,12 @@ def check_cluster(needed: Resources, cpus: float, memory_bytes: float) -> None:
         raise InputError(
             f"rollout.generators, sft.workers and rl.workers ask for {needed.explain()}, but the cluster has "
             f"{memory_bytes / 2**30:.1f} GiB of memory; lower them or add nodes."
+        )
+
+
+def _check_gpus(needed: Resources, gpus: float, where: str) -> None:
+    if needed.needs_gpus and gpus < 1:
+        raise InputError(
+            f"rollout.weight_sync (got 'nccl') sends weights from GPU to GPU, but {where} has none; use auto or "
+            "object_store."
         )

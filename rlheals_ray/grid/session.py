@@ -63,7 +63,9 @@ class Session:
         if self._cluster:
             self.connect()
             total = ray.cluster_resources()
-            check_cluster(self.resources, total.get("CPU", 0.0), total.get("memory", 0.0))
+            check_cluster(
+                self.resources, total.get("CPU", 0.0), total.get("memory", 0.0), total.get("GPU", 0.0)
+            )
         else:
             check_local(self.resources)
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from ray import tune
+from ray.tune.logger import JsonLoggerCallback
 
 from rlheals_ray.config import Study
 from rlheals_ray.grid.progress import StageProgress
+from rlheals_ray.grid.tracking import branch_name, trackers
 from rlheals_ray.grid.trial import branch_trial
 from rlheals_ray.grid.units import StudyUnits
 from rlheals_ray.rollout.pool import Pool
@@ -36,6 +39,8 @@ def sweep(
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # Tune's own handler would turn Ctrl-C into a normal end, and the study would go on without the branches.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    # Its own loggers would write a second TensorBoard run per branch, and tables/rl.parquet once more as CSV.
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     trial = tune.with_parameters(branch_trial, study=study, files=files, pool=pool, training=training)
     tuner = tune.Tuner(
         # Trials only wait for others: they must not compete with the workers and engines for CPUs.
@@ -47,9 +52,13 @@ def sweep(
             # One trial more than groups: while one probes, the groups go on learning.
             max_concurrent_trials=len(training.groups) + 1,
             reuse_actors=True,
+            trial_name_creator=partial(_trial_name, study.rl.algorithm),
         ),
         run_config=tune.RunConfig(
-            name="branches", storage_path=str(files.root / "tune"), verbose=0, callbacks=[_Watch(progress)]
+            name="branches",
+            storage_path=str(files.root / "tune"),
+            verbose=0,
+            callbacks=[_Watch(progress), JsonLoggerCallback(), *trackers(study, files)],
         ),
     )
     units = StudyUnits(study)
@@ -59,6 +68,10 @@ def sweep(
             branch = result.config["branch"]
             failures[units.branch(branch["seed"], branch["sft_step"]).name] = str(result.error)
     return failures
+
+
+def _trial_name(algorithm: str, trial: Any) -> str:
+    return branch_name(algorithm, **trial.config["branch"])
 
 
 class _Watch(tune.Callback):
