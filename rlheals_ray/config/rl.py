@@ -95,8 +95,8 @@ class RLSettings(Settings):
         if self.episodes % self.group_size:
             fitting = max(self.episodes - self.episodes % self.group_size, self.group_size)
             raise ValueError(
-                f"rl.episodes (got {self.episodes}) does not divide into groups of rl.group_size={self.group_size}; "
-                f"use rl.episodes={fitting}"
+                f"rl.episodes (got {self.episodes}) does not divide into {self.algorithm}'s groups of rl.group_size="
+                f"{self.group_size}; use rl.episodes={fitting}"
             )
         return self
 

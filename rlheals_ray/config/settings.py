@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -125,7 +126,18 @@ class MLflowSettings(Settings):
     """MLflow; credentials come from its own environment variables, never from here."""
 
     tracking_uri: str
+    """A server's address, a database's (sqlite:///FILE), or a directory."""
     experiment: str
+
+    @model_validator(mode="after")
+    def _no_secret(self) -> MLflowSettings:
+        # Checked here and not by field, whose message would show the value.
+        if urlsplit(self.tracking_uri).password is not None:
+            raise ValueError(
+                "tracking_uri holds a password, and the study is stored and shown; give the address without it and "
+                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+        return self
 
 
 class TrackingSettings(Settings):

@@ -124,20 +124,27 @@ def _positions(model: str) -> int | None:
 
 def check_tracking(tracking: TrackingSettings) -> None:
     """Raises InputError for a tracker that is asked for and not installed, or that could not log in."""
-    for name, wanted, package in (
-        ("wandb", tracking.wandb, "wandb"),
-        ("mlflow", tracking.mlflow, "mlflow-skinny"),
-    ):
-        if wanted is not None and not _is_installed(name):
-            raise InputError(
-                f"tracking.{name} (got {wanted.model_dump()}): the package {name!r} is not installed in this "
-                f"environment; run `pip install {package}`, or set tracking.{name}=null."
-            )
+    if tracking.wandb is not None and not _is_installed("wandb"):
+        raise _not_installed("wandb", tracking.wandb.model_dump())
+    if tracking.mlflow is not None:
+        wanted = tracking.mlflow.model_dump()
+        if not _is_installed("mlflow"):
+            raise _not_installed("mlflow", wanted)
+        scheme = tracking.mlflow.tracking_uri.partition(":")[0].partition("+")[0]
+        if scheme in ("sqlite", "postgresql", "mysql", "mssql") and not _is_installed("sqlalchemy"):
+            raise _not_installed("mlflow", wanted, "is there without its databases")
     if tracking.wandb is not None and tracking.wandb.mode == "online" and not _knows_wandb():
         raise InputError(
             "tracking.wandb.mode (got 'online'): Weights & Biases is not logged in on this machine; set WANDB_API_KEY, "
             "run `wandb login`, or set tracking.wandb.mode=offline."
         )
+
+
+def _not_installed(name: str, wanted: object, how: str = "is not installed") -> InputError:
+    return InputError(
+        f"tracking.{name} (got {wanted}): the package {name!r} {how} in this environment; run `pip install "
+        f"{name}`, or set tracking.{name}=null."
+    )
 
 
 def _is_installed(name: str) -> bool:

@@ -151,6 +151,8 @@ def trackers(study: Study, files: StudyFiles) -> list[Tracker]:
     if wanted.mlflow:
         from ray.air.integrations.mlflow import MLflowLoggerCallback
 
+        # MLflow 3 refuses a plain directory, which the study names on purpose, unless it is told so.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         found.append(
             Tracker(
                 "MLflow",

@@ -20,6 +20,9 @@ from rlheals_ray.tasks import get_task
 CODE = {"base": 1, "sft": 1, "losses": 1, "rl": 3, "probe": 2, "spectra": 1, "edit": 1}
 """Raise a stage's number when its code changes what it computes: old results are then redone."""
 
+BRANCH_HOW = {"workers", "from_steps", "micro_batch", "save_every", "gradient_checkpointing"}
+"""What of `rl` only changes how a branch is computed, or which branches there are."""
+
 EDIT_KINDS = ("edit", "weight_swap", "interpolation")
 """An edit never stands without its controls: the plain swap of the same matrices, and the straight way
 to the donor at the same distance."""
@@ -75,7 +78,7 @@ class StudyUnits:
         )
 
     def branch(self, seed: int, sft_step: int) -> Unit:
-        settings = self.study.rl.model_dump(exclude={"workers", "from_steps", "micro_batch", "save_every"})
+        settings = self.study.rl.model_dump(exclude=BRANCH_HOW)
         return Unit(
             f"rl/seed={seed}/sft_step={sft_step:06d}",
             fingerprint(

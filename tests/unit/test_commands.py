@@ -1,5 +1,6 @@
 """The command line: wrong input ends with 2, one paragraph and nothing written; --plan only tells."""
 
+import importlib.util
 import json
 import os
 import re
@@ -13,9 +14,11 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from rlheals_ray.config import load_study
+from rlheals_ray.config import InputError, load_study
+from rlheals_ray.grid import preflight as preflight_module
 from rlheals_ray.grid.command import main
-from rlheals_ray.grid.preflight import NANO_POSITIONS
+from rlheals_ray.grid.preflight import NANO_POSITIONS, check_tracking
+from rlheals_ray.grid.resources import local_gpus, resources_of
 from rlheals_ray.models.chat import ChatFormat
 from rlheals_ray.models.nano import architecture, tokenizer
 from rlheals_ray.tasks import get_task
@@ -91,6 +94,16 @@ WRONG = [
     (["tiny", "rl.max_attempts=9"], ["rl.max_attempts", "9", "rollout.max_model_len", "rl.max_attempts=4"]),
     (["tiny", "evaluation.max_attempts=9"], ["evaluation.max_attempts", "9", "longer context"]),
     (["tiny", "rollout.max_model_len=512"], ["rollout.max_model_len", "512", "256"]),
+    (["tiny", "rl.minibatches=3"], ["rl.minibatches", "3", "[1, 2, 4, 8, 16]"]),
+    (["tiny", "rl.algorithm=grpo", "rl.group_size=1"], ["rl.group_size", "1", "at least 2"]),
+    (["tiny", "rl.algorithm=rloo", "rl.group_size=5"], ["rl.episodes", "16", "rl.episodes=15"]),
+    (["tiny", "rl.algorithm=grpo", "rl.level=token"], ["rl.level", "'token'", "rl.level=turn"]),
+    (["tiny", "rl.gamma=1.1"], ["rl.gamma", "1.1", "less than or equal to 1"]),
+    (["tiny", "rl.max_attempts=0"], ["rl.max_attempts", "0", "greater than 0"]),
+    (["tiny", "rl.algorithm=trpo"], ["rl.algorithm", "'trpo'", "'ppo', 'grpo' or 'rloo'"]),
+    (["tiny", "rl.top_p=0.9"], ["rl.top_p", "0.9", "leave it at 1.0"]),
+    (["tiny", "sft.sharding=none", "rl.workers=2"], ["sft.sharding", "'none'", "fsdp2"]),
+    (["tiny", "rollout.generators_per_branch=2"], ["rollout.generators_per_branch", "2", "[1]"]),
 ]
 
 
@@ -106,6 +119,65 @@ def test_wrong_input_is_told_in_one_paragraph_and_nothing_is_written(
     assert is_one_paragraph(err) and out == ""
     assert [words for words in said if words not in err] == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("plan", [(), ("--plan",)], ids=["run", "plan"])
+def test_gpu_to_gpu_weights_need_a_gpu(
+    grid: Run, storage: Path, monkeypatch: pytest.MonkeyPatch, plan: tuple[str, ...]
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if local_gpus():
+        pytest.skip("this machine has a GPU")
+    code, _, err = grid("tiny", "rollout.weight_sync=nccl", *plan)
+    assert code == 2 and is_one_paragraph(err)
+    assert "rollout.weight_sync (got 'nccl')" in err and "use auto or object_store" in err
+    assert not storage.exists()
+
+
+TRACKERS = {
+    "wandb": ("tracking.wandb={project: p, mode: offline}", "pip install wandb"),
+    "mlflow": ("tracking.mlflow={tracking_uri: /tmp, experiment: e}", "pip install mlflow"),
+}
+
+
+@pytest.mark.parametrize("tracker", TRACKERS)
+def test_a_tracker_that_is_not_installed_is_told_with_its_command(
+    grid: Run, storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracker: str
+) -> None:
+    """Also where a directory of its name lies about, as W&B leaves one: that is no package."""
+    override, remedy = TRACKERS[tracker]
+    found = importlib.util.find_spec(tracker)
+    if found is not None and found.origin is not None:
+        pytest.skip(f"{tracker} is installed here")
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / tracker).mkdir(parents=True)
+    monkeypatch.syspath_prepend(elsewhere)
+    code, _, err = grid("tiny", override)
+    assert code == 2 and is_one_paragraph(err)
+    assert f"tracking.{tracker}" in err and remedy in err and f"tracking.{tracker}=null" in err
+    assert not storage.exists()
+
+
+def test_online_tracking_needs_a_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight_module, "_is_installed", lambda name: True)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    tracking = load_study("tiny", ["tracking.wandb={project: p}"]).tracking
+    with pytest.raises(
+        InputError, match=r"tracking\.wandb\.mode.*WANDB_API_KEY.*tracking\.wandb\.mode=offline"
+    ):
+        check_tracking(tracking)
+    monkeypatch.setenv("WANDB_API_KEY", "present")
+    check_tracking(tracking)
+
+
+def test_generators_lent_together_feed_one_worker_group() -> None:
+    """Four generators in teams of two serve two branches at a time, so two groups learn side by side."""
+    needed = resources_of(
+        load_study("nano", ["rollout.generators=4", "rollout.generators_per_branch=2", "rl.workers=2"])
+    )
+    assert (needed.generators, needed.groups, needed.workers) == (4, 2, 2)
+    assert needed.cpus == 4 + 2 * 2 + 1
 
 
 def test_a_model_with_pickled_weights_only_is_refused(grid: Run, tmp_path: Path, storage: Path) -> None:

@@ -1,14 +1,15 @@
 """A study is read quickly, and everything wrong with it is said in one paragraph: field, value, remedy."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from rlheals_ray.config import InputError, dump_study, load_study, presets
+from rlheals_ray.config import InputError, MLflowSettings, WandbSettings, dump_study, load_study, presets
 
 HEAVY = ("torch", "ray", "vllm", "transformers", "pyarrow", "numpy")
 
@@ -100,7 +101,7 @@ def test_a_study_cannot_be_changed() -> None:
         ("rl.workers=5", ["16", "5 workers", "rl.workers", "=15"]),
         ("seeds=[0,1,1]", ["seeds", "[0, 1, 1]", "distinct", "write [0, 1]"]),
         ("seeds=[-1]", ["seeds", "[-1]", "not negative"]),
-        ("edits.0.donor=latest", ["edits.0", "'latest'", "two different checkpoints"]),
+        ("edits.0.donor=latest", ["edits.0.donor", "'latest'", "two different checkpoints"]),
         ("name=../up", ["name", "'../up'", "pattern"]),
         (f"name={'a' * 300}", ["name", "at most"]),
         ("edits=[{k: 3}, {k: 3}]", ["edits", "twice", "remove"]),
@@ -120,6 +121,96 @@ def test_every_mistake_names_field_value_and_remedy(override: str, said: list[st
     message = str(caught.value)
     assert [words for words in said if words not in message] == []
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "begins", "said"),
+    [
+        (["rl.minibatches=3"], "rl.minibatches (got 3)", ["16 episodes", "[1, 2, 4, 8, 16]"]),
+        (["rl.workers=2", "rl.minibatches=16"], "rl.minibatches (got 16)", ["8 episodes", "[1, 2, 4, 8]"]),
+        (["rl.minibatches=4", "rl.micro_batch=3"], "rl.micro_batch (got 3)", ["4 episodes", "[1, 2, 4]"]),
+        (["rl.gamma=1.5"], "rl.gamma (got 1.5)", ["less than or equal to 1"]),
+        (["rl.gamma=0"], "rl.gamma (got 0)", ["greater than 0"]),
+        (["rl.max_attempts=0"], "rl.max_attempts (got 0)", ["greater than 0"]),
+        (["rl.algorithm=reinforce"], "rl.algorithm (got 'reinforce')", ["'ppo'", "'grpo'", "'rloo'"]),
+        (["rl.level=word"], "rl.level (got 'word')", ["'turn'", "'token'"]),
+        (
+            ["rl.top_p=0.9"],
+            "rl.top_p (got 0.9)",
+            ["log-probabilities", "leave it at 1.0", "evaluation.top_p"],
+        ),
+        (["rl.top_k=5"], "rl.top_k (got 5)", ["leave it at 0", "evaluation.top_k"]),
+        (["rl.repetition_penalty=1.1"], "rl.repetition_penalty (got 1.1)", ["leave it at 1.0"]),
+        (["rl.critic_warmup=2"], "rl.critic_warmup (got 2)", ["never learn", "use at most 1"]),
+        (["sft.sharding=none", "rl.workers=2"], "sft.sharding (got 'none')", ["ddp, fsdp2, zero2 or zero3"]),
+        (["rollout.weight_sync=rdma"], "rollout.weight_sync (got 'rdma')", ["'object_store'", "'nccl'"]),
+        (
+            ["rollout.weight_sync=nccl", "rollout.engine=transformers"],
+            "rollout.weight_sync (got 'nccl')",
+            ["'transformers'", "object_store"],
+        ),
+        (
+            ["rollout.generators=6", "rollout.generators_per_branch=4"],
+            "rollout.generators_per_branch (got 4)",
+            ["rollout.generators=6", "[1, 2, 3, 6]"],
+        ),
+        (["tracking.wandb={}"], "tracking.wandb.project", ["required"]),
+        (["tracking.mlflow={experiment: x}"], "tracking.mlflow.tracking_uri", ["required"]),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_what_would_stop_or_mislead_rl_is_refused(overrides: list[str], begins: str, said: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        load_study("tiny", overrides)
+    message = str(caught.value)
+    assert message.startswith(begins) and message.endswith(".") and "\n" not in message
+    assert [words for words in said if words not in message] == []
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+@pytest.mark.parametrize(
+    ("override", "begins", "said"),
+    [
+        ("rl.group_size=1", "rl.group_size (got 1)", ["compares the episodes of one problem", "at least 2"]),
+        ("rl.group_size=3", "rl.episodes (got 16)", ["rl.group_size=3", "use rl.episodes=15"]),
+        ("rl.group_size=20", "rl.episodes (got 16)", ["rl.group_size=20", "use rl.episodes=20"]),
+        ("rl.level=token", "rl.level (got 'token')", ["ignored", "rl.level=turn", "rl.algorithm=ppo"]),
+        ("rl.entropy_coefficient=0.01", "rl.entropy_coefficient (got 0.01)", ["ignored", "=0 ", "ppo"]),
+        ("rl.critic_warmup=1", "rl.critic_warmup (got 1)", ["ignored", "no critic", "=0 ", "ppo"]),
+    ],
+)
+def test_a_setting_that_the_algorithm_cannot_honour_is_refused(
+    algorithm: str, override: str, begins: str, said: list[str]
+) -> None:
+    assert load_study("tiny", [f"rl.algorithm={algorithm}"]).rl.algorithm == algorithm
+    with pytest.raises(InputError) as caught:
+        load_study("tiny", [f"rl.algorithm={algorithm}", override])
+    message = str(caught.value)
+    assert message.startswith(begins) and message.endswith(".") and "\n" not in message
+    assert [words for words in [algorithm, *said] if words not in message] == []
+
+
+def test_one_episode_of_each_problem_is_what_ppo_learns_from_and_no_mistake() -> None:
+    assert load_study("tiny", ["rl.group_size=1"]).rl.group_size == 1
+
+
+@pytest.mark.parametrize("tracker", [WandbSettings, MLflowSettings])
+def test_no_tracker_takes_a_secret_from_the_study(tracker: type[BaseModel]) -> None:
+    """study.yaml is kept, shown and shared: keys come from the trackers' own environment variables."""
+    secret = re.compile("key|token|password|secret|credential", re.IGNORECASE)
+    assert [name for name in tracker.model_fields if secret.search(name)] == []
+    kind = tracker.__name__.removesuffix("Settings").lower()
+    with pytest.raises(InputError, match=rf"tracking\.{kind}\.api_key: there is no such field"):
+        load_study("tiny", [f"tracking.{kind}.api_key=hush"])
+
+
+def test_an_address_with_a_password_is_refused_without_showing_it() -> None:
+    address = "tracking.mlflow={tracking_uri: 'https://ann:hush@host', experiment: e}"
+    with pytest.raises(
+        InputError, match=r"^tracking\.mlflow\.tracking_uri.*MLFLOW_TRACKING_PASSWORD"
+    ) as caught:
+        load_study("tiny", [address])
+    assert "hush" not in str(caught.value)
 
 
 def test_both_stages_must_divide_over_the_workers_that_they_share() -> None:
