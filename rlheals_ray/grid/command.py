@@ -23,6 +23,9 @@ def main(job: str, what: str, arguments: Sequence[str] | None = None) -> int:
     # Intermixed: a field may also stand behind an option.
     parsed = _parser(job, what).parse_intermixed_args(arguments)
     signal.signal(signal.SIGTERM, _terminate)
+    if (here := os.getcwd()) not in sys.path:
+        # Where Ray's workers look too: a task of one's own is found here (see tasks.get_task).
+        sys.path.insert(0, here)
     try:
         study = load_study(parsed.study, parsed.overrides)
         if parsed.storage:

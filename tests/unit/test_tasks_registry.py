@@ -5,12 +5,14 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rlheals_ray.config import InputError
 from rlheals_ray.tasks import Problem, Task, get_task
+from tests.toy_task import COLOURS
 
 
 @pytest.mark.parametrize(
@@ -110,3 +112,63 @@ def test_importing_tasks_loads_nothing_heavy() -> None:
     code = "import sys, rlheals_ray.tasks; print(*sys.modules)"
     loaded = subprocess.check_output([sys.executable, "-c", code], text=True).split()
     assert not {"torch", "ray", "vllm", "transformers", "numpy"} & set(loaded)
+
+
+def test_a_task_of_ones_own_is_named_by_module_and_class_and_its_options_are_validated() -> None:
+    task = get_task("tests.toy_task:ToyTask", keys=3)
+    assert task.available("id", "train") == 12
+    with pytest.raises(InputError, match=r"task\.keys .*less than or equal to 8"):
+        get_task("tests.toy_task:ToyTask", keys=9)
+    with pytest.raises(InputError, match=r"task\.key: .*use keys"):
+        get_task("tests.toy_task:ToyTask", key=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("tests.no_such:Task", "no module tests.no_such; .*PYTHONPATH"),
+        ("no_such.deeper:Task", "no module no_such.deeper"),
+        ("tests.toy_task:Toy", r"no class Toy \(it has ToyTask\)"),
+        ("tests.toy_task:right_answer", "no class right_answer"),
+        (
+            "collections:Counter",
+            "lacks problems, available, prompt, demonstration, judge, reply, fingerprint",
+        ),
+        ("tests.toy_task:", "write module:Class"),
+        (":ToyTask", "write module:Class"),
+        ("tests/toy_task.py:ToyTask", "write module:Class"),
+    ],
+)
+def test_a_task_of_ones_own_that_is_not_there_is_refused(name: str, remedy: str) -> None:
+    with pytest.raises(InputError, match=rf"task\.name \(got '{name}'\): .*{remedy}"):
+        get_task(name)
+
+
+def test_a_module_that_cannot_be_imported_is_named_with_its_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "damaged_task.py").write_text("import no_such_package")
+    (tmp_path / "half_a_task.py").write_text(
+        "from tests.toy_task import ToyTask\nclass Half(ToyTask):\n    Options = dict\n    judge = None\n"
+        "class Loose(ToyTask):\n    Options = dict\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=r"importing damaged_task fails .*no_such_package"):
+        get_task("damaged_task:Task")
+    with pytest.raises(InputError, match="Half lacks judge"):
+        get_task("half_a_task:Half")
+    with pytest.raises(InputError, match="Loose has no Options"):
+        get_task("half_a_task:Loose")
+
+
+def test_the_toy_task_keeps_its_promises() -> None:
+    task: Task = get_task("tests.toy_task:ToyTask")
+    train, held_out, ood = (
+        task.problems(rule, split, task.available(rule, split), seed=1)
+        for rule, split in (("id", "train"), ("id", "eval"), ("ood", "eval"))
+    )
+    assert not {p.group for p in train} & {p.group for p in held_out}
+    for problem in [*train, *held_out, *ood]:
+        answers = {word: task.judge(problem, word).reward for word in COLOURS}
+        assert sorted(answers.values()) == [0.0] * 7 + [1.0], "the optimum is not what it is said to be"
+        assert task.judge(problem, task.demonstration(problem)).solved
