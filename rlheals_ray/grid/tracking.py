@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,8 @@ class TensorBoardCurves(LoggerCallback):
     """Event files under `directory`, one run per branch, readable while the sweep runs.
 
     Ray's own TensorBoard logger writes to a staging directory and counts reports, so that a resumed branch
-    would begin at 1 again, in another run. This one writes in place, and an update that is repeated
-    after a kill replaces its first take (TensorBoard's purge_step).
+    would begin at 1 again, in another run. This one writes in place, each update whole, and an update
+    that is repeated replaces its first take: TensorBoard drops what a restarted run had from there on.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -66,17 +67,22 @@ class TensorBoardCurves(LoggerCallback):
 
     def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
         """Add the scalars of update `iteration`."""
-        if str(trial) not in self._writers:
-            from tensorboardX import SummaryWriter
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-            self._writers[str(trial)] = SummaryWriter(
-                str(self._directory / str(trial)), purge_step=iteration, flush_secs=30
-            )
-        writer = self._writers[str(trial)]
-        for name, value in result.items():
-            if name != TRAINING_ITERATION:
-                writer.add_scalar(name, value, iteration)
-        writer.flush()
+        branch, now = str(trial), time.time()
+        if branch not in self._writers:
+            self._writers[branch] = EventFileWriter(str(self._directory / branch))
+            start = SessionLog(status=SessionLog.START)
+            self._writers[branch].add_event(Event(wall_time=now, step=iteration, session_log=start))
+        values = [
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in result.items()
+            if name != TRAINING_ITERATION
+        ]
+        self._writers[branch].add_event(Event(wall_time=now, step=iteration, summary=Summary(value=values)))
+        self._writers[branch].flush()
 
     def log_trial_end(self, trial: Any, failed: bool = False) -> None:
         """Close the branch's event file."""
