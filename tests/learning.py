@@ -6,6 +6,7 @@ Only torch is imported at once: the worker processes of a test start faster with
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +15,12 @@ import torch
 from torch import nn
 
 from rlheals_ray.config import RLSettings
+from rlheals_ray.rl.actions import actions_of
 from rlheals_ray.rl.batch import Batch, batch_of
 from rlheals_ray.rl.critic import Critic
-from rlheals_ray.rl.policy import evaluate
+from rlheals_ray.rl.policy import Evaluation, evaluate
 from rlheals_ray.rl.ppo import PPO
+from rlheals_ray.rl.sharded_policy import ShardedPolicy
 from rlheals_ray.rollout.episode import Episode, Turn, Weights
 from rlheals_ray.tasks import Problem, Verdict
 
@@ -63,6 +66,7 @@ def episode(*turns: tuple[Sequence[int], Sequence[int], float]) -> Episode:
             ended=True,
             answer="",
             verdict=Verdict(reward, reward > 0, True, ""),
+            weights=Weights("w"),
         )
         for prompt, completion, reward in turns
     ]
@@ -88,24 +92,34 @@ def random_episodes(count: int, max_attempts: int, seed: int = 0) -> list[Episod
     ]  # fmt: skip
 
 
+def scores(module: nn.Module, batch: Batch, settings: RLSettings) -> Evaluation:
+    """The batch as the policy `module` sees it."""
+    return evaluate(module, batch, actions_of(batch, settings), settings.temperature)
+
+
 def on_policy(model: nn.Module, episodes: Sequence[Episode], settings: RLSettings) -> Batch:
     """The episodes as a batch whose log-probabilities are the model's own."""
     batch = batch_of(episodes, settings.max_attempts)
     with torch.no_grad():
-        own = evaluate(model, batch, settings.temperature).token_logprobs
-    values = {name: getattr(batch, name) for name in batch.__dataclass_fields__}
-    return Batch(**values | {"logprobs": torch.where(batch.turn_of >= 0, own, 0.0)})
+        return replace(batch, logprobs=scores(model, batch, settings).token_logprobs)
 
 
-def learner(model: nn.Module, settings: RLSettings) -> PPO:
+def learner(model: nn.Module, settings: RLSettings, reference: nn.Module | None = None) -> PPO:
     """PPO with the optimisers that a branch has."""
     critic = Critic(HIDDEN)
     return PPO(
-        model,
+        ShardedPolicy(
+            model,
+            "ddp",
+            learning_rate=settings.learning_rate,
+            precision=settings.precision,
+            gradient_checkpointing=settings.gradient_checkpointing,
+            max_grad_norm=settings.max_grad_norm,
+        ),
         critic,
-        torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0),
         torch.optim.Adam(critic.parameters(), lr=settings.value_learning_rate),
         settings,
+        reference=reference,
     )
 
 
@@ -127,10 +141,10 @@ def two_updates(
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
     """Weights of policy and critic, and the metrics, after two updates from a slice of fixed episodes."""
     model = RunningMean()
-    ppo = learner(model, settings)
+    ppo = learner(model, settings, RunningMean(seed=1) if settings.kl_coefficient else None)
     rows = []
     for update in (1, 2):
         mine = random_episodes(8, settings.max_attempts, seed=update)[rank::world_size]
-        rows.append(ppo.update(on_policy(RunningMean(), mine, settings), first=update == 1))
+        rows.append(ppo.update(on_policy(RunningMean(), mine, settings), update))
     state = {**model.state_dict(), **{f"critic.{k}": v for k, v in ppo.critic.state_dict().items()}}
     return state, rows

@@ -29,12 +29,17 @@ class Batch:
     """(B, K) bool: whether the episode had that turn."""
 
     @property
-    def turns(self) -> int:
-        return int(self.exists.sum())
+    def own(self) -> torch.Tensor:
+        """(B, T) bool: the tokens that the model wrote."""
+        return self.turn_of >= 0
 
     def rows(self, rows: torch.Tensor) -> Batch:
         """The episodes at `rows`."""
         return Batch(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on `device`."""
+        return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
 def batch_of(episodes: Sequence[Episode], max_attempts: int) -> Batch:
@@ -71,11 +76,3 @@ def batch_of(episodes: Sequence[Episode], max_attempts: int) -> Batch:
         rewards=rewards,
         exists=exists,
     )
-
-
-def per_turn(values: torch.Tensor, turn_of: torch.Tensor, turns: int) -> torch.Tensor:
-    """Sum (B, T) token values over each turn's own tokens: (B, K). Environment tokens count nowhere."""
-    sums = values.new_zeros(values.shape[0], turns + 1)
-    # Index 0 collects what belongs to no turn and is dropped.
-    sums = sums.scatter_add(1, turn_of + 1, values)
-    return sums[:, 1:]

@@ -77,30 +77,33 @@ class Branch:
         ]
 
     def generate(
-        self, requests: Sequence[EpisodeRequest], update: int, publish: Callable[[], Load]
+        self, requests: Sequence[EpisodeRequest], update: int, publish: Callable[[], Load | None]
     ) -> Rollout:
         """Episodes by the learner's present weights, the same on every rank.
 
-        Only rank 0 calls `publish`, which hands those weights over, and asks the pool.
+        Every rank calls `publish`, which may gather weights that are spread over the ranks and hands them
+        over; rank 0 asks the pool with the load that it is given, the others' are not looked at.
         """
         from ray.train.collective import broadcast_from_rank_zero
 
-        if self.world_size == 1:
-            return self._ask_pool(requests, update, publish)
-        reference = [ray.put(self._ask_pool(requests, update, publish))] if self.is_main else None
+        load = publish()
+        rollout = self._ask_pool(requests, update, load) if self.is_main else None
+        if rollout is not None and self.world_size == 1:
+            return rollout
+        reference = None if rollout is None else [ray.put(rollout)]
         result: Rollout = ray.get(broadcast_from_rank_zero(reference)[0])
         return result
 
-    def _ask_pool(
-        self, requests: Sequence[EpisodeRequest], update: int, publish: Callable[[], Load]
-    ) -> Rollout:
+    def _ask_pool(self, requests: Sequence[EpisodeRequest], update: int, load: Load | None) -> Rollout:
+        if load is None:
+            raise ValueError("rank 0 must publish its weights")
         settings = self.settings
         # The identity says which updates the weights have had: those before this one.
         weights = Weights(self.spec.unit.fingerprint, update - 1)
         sampling = Sampling(
             settings.temperature, settings.max_new_tokens, settings.max_attempts, logprobs=True
         )
-        rollout = self.spec.pool.run(publish(), requests, sampling, weights)
+        rollout = self.spec.pool.run(load, requests, sampling, weights)
         if any(episode.weights != weights for episode in rollout.episodes):
             raise RuntimeError(f"episodes were made with other weights than {weights}")
         return rollout
@@ -143,7 +146,10 @@ class Branch:
         self._report({"update": len(self.rows), "of": self.settings.budgets[-1], **self.rows[-1]})
 
     def publish(self, update: int, save: Callable[[Path], None]) -> None:
-        """Publish the checkpoint of `update` as a whole: `save` writes the model's files; rank 0 only."""
+        """Publish the checkpoint of `update` as a whole: `save` writes the model's files; rank 0 only.
+
+        Where saving is collective the other ranks save into no directory meanwhile.
+        """
         name = branch_checkpoint(self.spec.seed, self.spec.sft_step, update)
         with new_directory(self.spec.files.checkpoint(name)) as directory:
             save(directory)

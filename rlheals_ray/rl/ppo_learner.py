@@ -1,46 +1,42 @@
-"""Trains a branch by PPO: generate, judge, learn, sync, until its last budget."""
+"""Trains a branch by PPO: generate, judge, learn, sync, until its last budget.
+
+Every rank runs this alike: weights may be spread over them, and what gathers them is collective.
+"""
 
 from __future__ import annotations
 
 import time
+from collections import deque
 
 import torch
 from transformers import AutoModelForCausalLM
 
 from rlheals_ray.rl.batch import batch_of
 from rlheals_ray.rl.branch import Branch
-from rlheals_ray.rl.branch_state import load_state, save_state
+from rlheals_ray.rl.branch_state import load_branch, save_branch
 from rlheals_ray.rl.critic import Critic
+from rlheals_ray.rl.policy_state import world
 from rlheals_ray.rl.ppo import PPO
-from rlheals_ray.rollout.weight_sync import named_tensors, weight_sync
+from rlheals_ray.rl.reference import frozen_reference
+from rlheals_ray.rl.sharded_policy import ShardedPolicy
+from rlheals_ray.rollout.load import Load
+from rlheals_ray.rollout.weight_sync import WeightSync, weight_sync
 
 
 def learn_ppo(branch: Branch) -> None:
     """Train `branch` to its last budget, from its saved state where there is one."""
     settings = branch.settings
-    torch.manual_seed(branch.spec.seed)
-    model = AutoModelForCausalLM.from_pretrained(branch.start_directory, dtype=torch.float32)
-    model.eval()  # no dropout: the ratio compares distributions, not noise
-    critic = Critic(model.config.hidden_size)
-    ppo = PPO(
-        model,
-        critic,
-        torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0),
-        torch.optim.Adam(critic.parameters(), lr=settings.value_learning_rate),
-        settings,
-    )
-    modules = {"policy": model, "critic": critic}
-    optimizers = {"policy_optimizer": ppo.policy_optimizer, "value_optimizer": ppo.value_optimizer}
-    state_file = branch.state_directory / "branch.safetensors"
-    if progress := load_state(state_file, modules, optimizers):
+    ppo = _learner(branch)
+    modules, optimizers = {"critic": ppo.critic}, {"value_optimizer": ppo.value_optimizer}
+    if progress := load_branch(branch.state_directory, ppo.policy, modules, optimizers):
         branch.resume(progress["rows"], progress["received"])
     sync = weight_sync(branch.study.rollout)
     for update in range(len(branch.rows) + 1, settings.budgets[-1] + 1):
         start = time.perf_counter()
-        rollout = branch.generate(branch.requests(update), update, lambda: sync.publish(named_tensors(model)))
+        rollout = branch.generate(branch.requests(update), update, lambda: _publish(ppo.policy, sync))
         generated = time.perf_counter()
         batch = batch_of(rollout.episodes[branch.rank :: branch.world_size], settings.max_attempts)
-        metrics = ppo.update(batch, first=update == 1)
+        metrics = ppo.update(batch, update)
         now = time.perf_counter()
         branch.completed(
             update,
@@ -48,11 +44,52 @@ def learn_ppo(branch: Branch) -> None:
             metrics,
             seconds_learn=now - generated,
             seconds=now - start,
-            wrapped_model=type(model).__name__,
+            wrapped_model=ppo.policy.wrapped,
         )
-        if branch.is_main:
-            # Published first: an update that counts as completed has its checkpoint.
-            if update in settings.budgets:
-                branch.publish(update, model.save_pretrained)
-            save_state(state_file, modules, optimizers, rows=branch.rows, received=branch.received)
+        # Published first: an update that counts as completed has its checkpoint.
+        if update in settings.budgets:
+            if branch.is_main:
+                branch.publish(update, ppo.policy.save_model)
+            else:
+                ppo.policy.save_model(None)
+        if update % settings.save_every == 0 or update in settings.budgets:
+            progress = {"rows": branch.rows, "received": branch.received}
+            save_branch(branch.state_directory, ppo.policy, modules, optimizers, **progress)
         branch.report()
+
+
+def _learner(branch: Branch) -> PPO:
+    """The learner at the branch's start; collective."""
+    settings, sharding = branch.settings, branch.study.sft.sharding
+    torch.manual_seed(branch.spec.seed)
+    model = AutoModelForCausalLM.from_pretrained(branch.start_directory, dtype=torch.float32)
+    model.eval()  # no dropout: the ratio compares distributions, not noise
+    policy = ShardedPolicy(
+        model,
+        sharding,
+        learning_rate=settings.learning_rate,
+        precision=settings.precision,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        max_grad_norm=settings.max_grad_norm,
+    )
+    critic = Critic(model.config.get_text_config().hidden_size).to(policy.device)
+    reference = None
+    if settings.kl_coefficient > 0:
+        reference = frozen_reference(branch.start_directory, sharding, policy.device)
+    return PPO(
+        policy,
+        critic,
+        torch.optim.Adam(critic.parameters(), lr=settings.value_learning_rate),
+        settings,
+        seed=(branch.spec.seed, branch.spec.sft_step),
+        reference=reference,
+    )
+
+
+def _publish(policy: ShardedPolicy, sync: WeightSync) -> Load | None:
+    """Hand the policy's weights over from rank 0; the other ranks take part in gathering them."""
+    tensors = policy.named_tensors()
+    if world()[0] == 0:
+        return sync.publish(tensors)
+    deque(tensors, maxlen=0)
+    return None

@@ -44,7 +44,7 @@ def computed(
         torch.tensor(rewards, dtype=torch.float32),
         torch.tensor(values, dtype=torch.float32),
         torch.tensor(exists),
-        gamma,
+        torch.full(rewards.shape, gamma, dtype=torch.float64),
         lam,
     )
     return advantages.numpy(), returns.numpy()

@@ -18,13 +18,17 @@ SETTINGS = RLSettings(episodes=8, max_attempts=3, learning_rate=1e-2)
 
 
 def parts(ppo: PPO) -> tuple[dict[str, nn.Module], dict[str, torch.optim.Optimizer]]:
-    modules = {"policy": ppo.model, "critic": ppo.critic}
-    return modules, {"policy_optimizer": ppo.policy_optimizer, "value_optimizer": ppo.value_optimizer}
+    modules = {"policy": ppo.policy.module, "critic": ppo.critic}
+    return modules, {"policy_optimizer": optimizer(ppo), "value_optimizer": ppo.value_optimizer}
+
+
+def optimizer(ppo: PPO) -> torch.optim.Optimizer:
+    return ppo.policy._mode.optimizer
 
 
 def update(ppo: PPO, number: int) -> dict[str, Any]:
-    batch = on_policy(ppo.model, random_episodes(8, 3, seed=number), SETTINGS)
-    return ppo.update(batch, first=number == 1)
+    batch = on_policy(ppo.policy.module, random_episodes(8, 3, seed=number), SETTINGS)
+    return ppo.update(batch, number)
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
@@ -61,9 +65,9 @@ def test_tied_weights_stay_tied(tmp_path: Path) -> None:
 
 def test_a_branch_that_was_never_saved_starts_afresh(tmp_path: Path) -> None:
     ppo = learner(tiny_llama(), SETTINGS)
-    before = {name: value.clone() for name, value in ppo.model.state_dict().items()}
+    before = {name: value.clone() for name, value in ppo.policy.module.state_dict().items()}
     assert load_state(tmp_path / "branch.safetensors", *parts(ppo)) is None
-    assert all(torch.equal(value, before[name]) for name, value in ppo.model.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in ppo.policy.module.state_dict().items())
 
 
 def test_a_state_before_the_first_step_can_be_kept_too(tmp_path: Path) -> None:
@@ -83,7 +87,7 @@ def test_the_learning_rate_is_the_study_s_and_not_the_file_s(tmp_path: Path) -> 
     save_state(path, *parts(ppo))
     other = learner(tiny_llama(), SETTINGS.model_copy(update={"learning_rate": 5e-3}))
     load_state(path, *parts(other))
-    assert other.policy_optimizer.param_groups[0]["lr"] == 5e-3
+    assert optimizer(other).param_groups[0]["lr"] == 5e-3
 
 
 def test_a_crash_while_writing_leaves_the_former_state(

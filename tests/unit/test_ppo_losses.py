@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from rlheals_ray.rl.losses import explained_variance, policy_loss, value_loss
+from rlheals_ray.rl.losses import policy_loss, value_loss
+from rlheals_ray.rl.metrics import explained_variance
 
 SHAPE = (3, 4)
 numbers = arrays.arrays(np.float64, SHAPE, elements=st.floats(-3, 3, width=32))

@@ -11,13 +11,13 @@ from torch import multiprocessing
 
 from rlheals_ray import tables
 from rlheals_ray.config import RLSettings
-from rlheals_ray.rl.policy import evaluate
 from rlheals_ray.rl.ppo import Diverged
 from tests.learning import (
     episode,
     learner,
     on_policy,
     random_episodes,
+    scores,
     tiny_llama,
     two_updates,
     two_updates_in_a_group,
@@ -26,9 +26,9 @@ from tests.learning import (
 SETTINGS = RLSettings(episodes=8, max_attempts=3, learning_rate=1e-3)
 
 
-def updated(settings: RLSettings = SETTINGS, *, first: bool = True) -> dict[str, Any]:
+def updated(settings: RLSettings = SETTINGS, *, number: int = 1) -> dict[str, Any]:
     model = tiny_llama()
-    return learner(model, settings).update(on_policy(model, random_episodes(8, 3), settings), first=first)
+    return learner(model, settings).update(on_policy(model, random_episodes(8, 3), settings), number)
 
 
 def test_every_metric_is_a_column_of_the_table_and_finite() -> None:
@@ -54,7 +54,7 @@ def test_a_generator_that_disagrees_is_told() -> None:
     own = batch.turn_of >= 0
     shifted = replace(batch, logprobs=torch.where(own, batch.logprobs - 0.02, 0.0))
     shifted.logprobs[torch.nonzero(own)[0].tolist()[0], torch.nonzero(own)[0].tolist()[1]] -= 0.5
-    metrics = learner(model, SETTINGS).update(shifted, first=True)
+    metrics = learner(model, SETTINGS).update(shifted, 1)
     tokens = int(own.sum())
     assert metrics["logprob_mismatch_max"] == pytest.approx(0.52, abs=1e-4)
     assert metrics["logprob_mismatch_mean"] == pytest.approx(0.02 + 0.5 / tokens, abs=1e-4)
@@ -63,7 +63,7 @@ def test_a_generator_that_disagrees_is_told() -> None:
 def test_approx_kl_is_how_far_the_update_moved_the_policy_from_the_samples() -> None:
     model = tiny_llama()
     batch = on_policy(model, random_episodes(8, 3), SETTINGS)
-    metrics = learner(model, SETTINGS).update(batch, first=True)
+    metrics = learner(model, SETTINGS).update(batch, 1)
     with torch.no_grad():
         logits = model(input_ids=batch.ids).logits.double() / SETTINGS.temperature
     moved = torch.log_softmax(logits, -1)[:, :-1].gather(-1, batch.ids[:, 1:, None]).squeeze(-1)
@@ -77,9 +77,9 @@ def test_what_was_rewarded_becomes_likelier_and_what_was_punished_less_likely() 
     model = tiny_llama()
     episodes = [episode(([1, 2], [3, 4], 5.0)), episode(([1, 2], [5, 6], -3.0))]
     batch = on_policy(model, episodes, SETTINGS)
-    learner(model, SETTINGS).update(batch, first=True)
+    learner(model, SETTINGS).update(batch, 1)
     with torch.no_grad():
-        now = evaluate(model, batch, 1.0).turn_logprobs[:, 0]
+        now = scores(model, batch, SETTINGS).logprobs[:, 0]
     before = torch.where(batch.turn_of >= 0, batch.logprobs, 0.0).sum(1)
     assert now[0] > before[0] and now[1] < before[1]
 
@@ -88,7 +88,7 @@ def test_equal_rewards_teach_the_policy_nothing() -> None:
     model = tiny_llama()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     batch = on_policy(model, [episode(([1, n], [3, 4], -3.0)) for n in range(6)], SETTINGS)
-    metrics = learner(model, SETTINGS).update(batch, first=True)
+    metrics = learner(model, SETTINGS).update(batch, 1)
     assert metrics["grad_norm"] == pytest.approx(0.0, abs=1e-5)
     # Adam scales even rounding noise up to the learning rate, but not beyond it.
     for name, value in model.state_dict().items():
@@ -96,8 +96,8 @@ def test_equal_rewards_teach_the_policy_nothing() -> None:
 
 
 def test_the_first_update_begins_with_a_critic_that_knows_the_returns() -> None:
-    assert updated(first=True)["explained_variance"] > 0.1
-    assert updated(first=False)["explained_variance"] == 0.0
+    assert updated(number=1)["explained_variance"] > 0.1
+    assert updated(number=2)["explained_variance"] == 0.0
 
 
 def test_several_epochs_move_away_from_the_samples() -> None:
@@ -111,20 +111,20 @@ def test_log_probabilities_are_those_of_the_sampling_temperature() -> None:
     settings = SETTINGS.model_copy(update={"temperature": 0.5})
     model = tiny_llama()
     batch = on_policy(model, random_episodes(8, 3), settings)
-    assert learner(model, settings).update(batch, first=True)["logprob_mismatch_max"] == 0.0
+    assert learner(model, settings).update(batch, 1)["logprob_mismatch_max"] == 0.0
     model = tiny_llama()
-    assert learner(model, SETTINGS).update(batch, first=True)["logprob_mismatch_max"] > 0.01
+    assert learner(model, SETTINGS).update(batch, 1)["logprob_mismatch_max"] > 0.01
 
 
-@pytest.mark.parametrize("first", [True, False])
-def test_weights_that_are_no_numbers_stop_the_branch(first: bool) -> None:
+@pytest.mark.parametrize("number", [1, 2])
+def test_weights_that_are_no_numbers_stop_the_branch(number: int) -> None:
     model = tiny_llama()
     batch = on_policy(model, random_episodes(8, 3), SETTINGS)
     with torch.no_grad():
         model.lm_head.weight[0, 0] = math.nan
     healthy = model.model.embed_tokens.weight.clone()
     with pytest.raises(Diverged):
-        learner(model, SETTINGS).update(batch, first=first)
+        learner(model, SETTINGS).update(batch, number)
     assert torch.equal(model.model.embed_tokens.weight, healthy), "a NaN spread through the model"
 
 

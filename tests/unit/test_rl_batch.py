@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from rlheals_ray.rl.batch import batch_of, per_turn
+from rlheals_ray.config import RLSettings
+from rlheals_ray.rl.actions import per_action
+from rlheals_ray.rl.batch import batch_of
 from rlheals_ray.rl.losses import policy_loss
-from rlheals_ray.rl.policy import evaluate
-from tests.learning import HIDDEN, VOCABULARY, episode, random_episodes, tiny_llama
+from tests.learning import HIDDEN, VOCABULARY, episode, random_episodes, scores, tiny_llama
 
 EPISODES = [
     episode(([1, 2, 3], [4, 5], -3.0), ([6, 7], [8, 9, 10], 5.0)),
@@ -38,7 +39,6 @@ def test_turns_have_their_state_reward_and_existence() -> None:
     assert batch.exists.tolist() == [[True, True, False], [True, False, False]]
     assert batch.rewards.tolist() == [[-3, 5, 0], [5, 0, 0]]
     assert batch.prompt_end.tolist() == [[2, 6, 0], [1, 0, 0]]
-    assert batch.turns == 3
 
 
 def test_logprobs_stand_at_their_tokens() -> None:
@@ -65,7 +65,7 @@ def test_sums_over_turns_are_those_of_a_loop() -> None:
             at += len(turn.prompt_ids)
             expected[row, k] = values[row, at : at + len(turn.completion_ids)].sum()
             at += len(turn.completion_ids)
-    np.testing.assert_allclose(per_turn(values, batch.turn_of, 3), expected, atol=1e-12)
+    np.testing.assert_allclose(per_action(values, batch.turn_of, 3), expected, atol=1e-12)
 
 
 # --- scored by a model
@@ -76,7 +76,7 @@ def test_scores_are_those_of_each_episode_alone(temperature: float) -> None:
     """Neither padding nor a neighbour changes an episode: against one unpadded episode at a time, in float64."""
     model, episodes = tiny_llama(), random_episodes(6, 3)
     batch = batch_of(episodes, max_attempts=3)
-    scored = evaluate(model, batch, temperature)
+    scored = scores(model, batch, RLSettings(temperature=temperature))
     reference = tiny_llama().double()
     entropy = 0.0
     for row, made in enumerate(episodes):
@@ -90,7 +90,7 @@ def test_scores_are_those_of_each_episode_alone(temperature: float) -> None:
             torch.testing.assert_close(scored.features[row, k].double(), state, rtol=1e-4, atol=1e-5)
             positions = range(at, at + len(turn.completion_ids))
             logprobs = [distribution[t - 1, ids[t]] for t in positions]
-            assert scored.turn_logprobs[row, k].item() == pytest.approx(sum(logprobs), abs=1e-4)
+            assert scored.logprobs[row, k].item() == pytest.approx(sum(logprobs), abs=1e-4)
             np.testing.assert_allclose(
                 scored.token_logprobs[row, positions.start : positions.stop].detach(), logprobs, atol=1e-4
             )
@@ -118,12 +118,10 @@ def test_no_token_of_the_environment_gets_a_gradient(which: str) -> None:
     torch.manual_seed(0)
     batch = batch_of(random_episodes(8, 3), max_attempts=3)
     model = Logits(batch.ids.shape)
-    scored = evaluate(model, batch, 1.0)
+    scored = scores(model, batch, RLSettings())
     if which == "policy":
         advantages = torch.where(batch.exists, torch.randn(batch.exists.shape), 0.0)
-        loss, _ = policy_loss(
-            scored.turn_logprobs, scored.turn_logprobs.detach(), advantages, batch.exists, clip=0.1
-        )
+        loss, _ = policy_loss(scored.logprobs, scored.logprobs.detach(), advantages, batch.exists, clip=0.1)
     else:
         loss = scored.entropy
     loss.backward()
