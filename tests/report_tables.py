@@ -212,7 +212,10 @@ def _rl_rows(seeds: tuple[int, ...]) -> list[dict[str, Any]]:
             "reward_mean": -3 + 7 * (start > 0) * update / 30 + 0.3 * ((update + seed) % 3) - start / 400,
             "solved_at_1": 0.9 * (start > 0) * update / 30, "entropy": 0.4 - 0.01 * update - start / 2000,
             "approx_kl": 0.004 + 0.001 * (update % 4), "explained_variance": update / 40,
-            "logprob_mismatch_max": 3.1e-4, "logprob_mismatch_mean": 1e-6, "engine": "vllm",
+            "logprob_mismatch_max": 3.1e-4, "logprob_mismatch_mean": 1e-6,
+            "logprob_mismatch_kl": 2e-9 * (1 + update % 3), "tokens_per_second": 4000 + 20 * update - start,
+            "seconds_generate": 2.0 + start / 400, "seconds_judge": 0.2, "seconds_learn": 1.1,
+            "seconds_sync": 0.05, "idle_share": 0.4 - 0.002 * update, "engine": "vllm",
             "wrapped_model": "DistributedDataParallel", "train_run": f"rl-seed{seed}-{start}",
         }
         for seed in seeds

@@ -1,4 +1,4 @@
-"""Figures of the two trainings: SFT losses against the OOD peak, and RL's own metrics per branch."""
+"""The figure of SFT: losses against the OOD peak."""
 
 from __future__ import annotations
 
@@ -17,21 +17,11 @@ from rlheals_ray.report.figures import (
     SFT_BLUE,
     Figure,
     Key,
-    axis,
     panels,
-    step_colours,
 )
 from rlheals_ray.report.results import Accuracies
 
 LOSS_TICKS = [digit * 10.0**power for power in range(-5, 3) for digit in (1, 2, 5)]
-
-METRICS = (
-    ("reward_mean", "mean reward", "reward"),
-    ("solved_at_1", "solved at the first attempt", "share of episodes"),
-    ("entropy", "policy entropy", "nats per token"),
-    ("approx_kl", "approximate KL per update", "nats"),
-    ("explained_variance", "critic's explained variance", "share"),
-)
 
 
 def losses(sft: pa.Table, accuracies: Accuracies) -> Figure | None:
@@ -137,52 +127,3 @@ def _spread(steps: Sequence[int]) -> list[int]:
         if not kept or log10(1 + step) - log10(1 + kept[-1]) >= 0.23:
             kept.append(step)
     return kept
-
-
-def rl_learning(rl: pa.Table) -> Figure | None:
-    """RL's own metrics over its updates, one line per SFT step it branched from; None without RL rows."""
-    rows = [row for row in rl.to_pylist() if row["sft_step"] is not None and row["rl_step"] is not None]
-    shown = [metric for metric in METRICS if any(row[metric[0]] is not None for row in rows)]
-    if not shown:
-        return None
-    colours = step_colours({row["sft_step"] for row in rows})
-    figure = panels(
-        [title for _, title, _ in shown],
-        x="RL updates",
-        y=[unit for *_, unit in shown],
-        height=290,
-        columns=3,
-        narrowest=300,
-    )
-    for index, (column, title, _) in enumerate(shown):
-        for step, colour in colours.items():
-            values: dict[int, list[float]] = {}
-            for row in rows:
-                if row["sft_step"] == step and row[column] is not None:
-                    values.setdefault(row["rl_step"], []).append(row[column])
-            points = {update: fmean(many) for update, many in sorted(values.items())}
-            figure.add_trace(
-                go.Scatter(
-                    x=list(points),
-                    y=list(points.values()),
-                    mode="lines+markers" if len(points) == 1 else "lines",
-                    line={"color": colour, "width": 2},
-                    hovertemplate=f"from SFT {step}, update %{{x}}: {title} %{{y:.3g}}<extra></extra>",
-                    xaxis=f"x{axis(index)}",
-                    yaxis=f"y{axis(index)}",
-                )
-            )
-    mismatch = [row["logprob_mismatch_max"] for row in rows if row["logprob_mismatch_max"] is not None]
-    stated = "The mismatch of log-probabilities was not recorded."
-    if mismatch:
-        stated = (
-            "Largest mismatch between the generator's and the learner's log-probability of one token, over "
-            f"all updates: <b>{max(mismatch):.2g}</b> nats."
-        )
-    caption = (
-        "<b>Look at</b> which starts learn at all, and whether entropy collapses before they do. One line "
-        "per SFT step that RL branched from, dark (short SFT) to light (long SFT); means over seeds. "
-        f"{stated}"
-    )
-    keys = [Key(f"from SFT {step}", colour) for step, colour in colours.items()]
-    return Figure("rl", "What RL itself saw", figure, caption, keys)

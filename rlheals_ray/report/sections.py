@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rlheals_ray.report import figures_accuracy, figures_training, figures_weights
+from rlheals_ray.report import figures_accuracy, figures_rl, figures_training, figures_weights
 from rlheals_ray.report.figures import Figure
 from rlheals_ray.report.figures_headline import headline as draw_headline
 from rlheals_ray.report.findings_recovery import healing_cells
 from rlheals_ray.report.results import Accuracies, Row, Tables, Variant, of_variant, rows, variants
 from rlheals_ray.report.source import Source
 from rlheals_ray.report.weights import edit_groups
-from rlheals_ray.report.words import interval, number
+from rlheals_ray.report.words import algorithm_name, interval, number
 
 MOST_EDITS = 8
 
@@ -62,7 +62,9 @@ def sections(source: Source) -> list[Section]:
     curves = Section("curves", "Attempts and form along SFT")
     curves.add(figures_accuracy.curves(accuracies), "no SFT checkpoint has been probed.")
     learning = Section("rl", "What RL itself saw")
-    learning.add(figures_training.rl_learning(main["rl"]), "the RL table (rl.parquet) holds no updates.")
+    learning.add(figures_rl.rl_learning(main["rl"]), "the RL table (rl.parquet) holds no updates.")
+    if time := figures_rl.rl_time(main["rl"]):
+        learning.figures.append(time)
     return [
         *_recovery(source.tables, every),
         curves,
@@ -81,7 +83,7 @@ def _recovery(tables: Tables, every: Sequence[Variant]) -> list[Section]:
     for index, variant in enumerate(every):
         mine = of_variant(tables, variant)
         accuracies, cells = Accuracies(mine["scores"]), healing_cells(mine["boundary"])
-        name = ", ".join(part for part in variant if part) or "the only variant"
+        name = ", ".join(algorithm_name(part) for part in variant if part) or "the only variant"
         problems = {
             rule: max((row["n"] or 0 for row in rows(mine["scores"], rule=rule)), default=0)
             for rule in ("ood", "id")

@@ -15,6 +15,7 @@ import yaml
 
 from rlheals_ray.config import InputError
 from rlheals_ray.report.results import conform
+from rlheals_ray.report.words import algorithm_name
 from rlheals_ray.tables import SCHEMAS
 from rlheals_ray.tasks import get_task
 
@@ -106,7 +107,7 @@ def facts(source: Source) -> list[tuple[str, str]]:
         ("Model", _plain(base.get("model"))),
         ("Task", f"{_plain(task.get('name'))}{f' ({options})' if options else ''}" if task else ""),
         ("SFT", _plain(sft.get("recipe"))),
-        ("RL", _plain(rl.get("algorithm"))),
+        ("RL", algorithm_name(_plain(rl.get("algorithm")))),
         ("Seeds", _plain(seeds)),
         ("Tables written", source.written.strftime("%Y-%m-%d %H:%M UTC") if source.written else ""),
         ("Git commit", _plain(study.get("git_commit"))[:12]),

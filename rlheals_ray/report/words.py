@@ -39,3 +39,8 @@ def listed(items: Iterable[Any]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     words = [str(item) for item in items]
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1] if words else "none"
+
+
+def algorithm_name(algorithm: str) -> str:
+    """An RL algorithm as the field writes it: PPO, GRPO, RLOO."""
+    return algorithm.upper() if algorithm in ("ppo", "grpo", "rloo") else algorithm

@@ -225,7 +225,7 @@ def test_a_second_algorithm_is_drawn_but_not_mixed_into_the_first(tmp_path: Path
     mine["boundary"] = pa.concat_tables([mine["boundary"], rows_of("boundary", other)])
     assert "harm" not in by_kind(mine)
     page = build_report(write_study(tmp_path / "study", mine)).read_text()
-    assert "(plain, ppo)" in page and "(plain, grpo)" in page
+    assert "(plain, PPO)" in page and "(plain, GRPO)" in page
 
 
 def test_text_from_a_study_cannot_become_markup(tmp_path: Path) -> None:
