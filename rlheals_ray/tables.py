@@ -51,6 +51,8 @@ SPECTRA = _schema(
     seed=_i, a=_s, b=_s, matrix=_s, layer=_i, role=_s, k=_i, drift_mean=_f, drift_max=_f,
     angle_u_mean=_f, angle_u_max=_f, angle_v_mean=_f, angle_v_max=_f, null_angle=_f, stretch=_f,
     turn=_f, delta_norm=_f, effective_rank_a=_f, effective_rank_b=_f, looks_random=_b,
+    drift_abs_mean=_f, drift_abs_max=_f, alignment_u=_f, alignment_v=_f, chordal_u=_f, chordal_v=_f,
+    null_angle_v=_f, noise_angle_u=_f, noise_angle_v=_f, effective_rank_delta=_f,
 )  # fmt: skip
 EDITS = _schema(
     edit=_s, seed=_i, donor=_s, recipient=_s, kind=_s, mode=_s, factors=_s, k=_i,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,12 +26,15 @@ from rlheals_ray import tables
 from rlheals_ray.config import InputError
 from rlheals_ray.models.checkpoint import Checkpoint
 from rlheals_ray.spectra.factors import stored_factors
-from rlheals_ray.spectra.linalg import Factors, angles_between, orthonormal_basis
+from rlheals_ray.spectra.linalg import Factors, angles_between, decompose, orthonormal_basis
 from rlheals_ray.spectra.measures import (
+    alignment,
+    chordal_distance,
     delta_norm,
     drift,
     effective_rank,
     looks_random,
+    noisy,
     null_angle,
     stretch_and_turn,
 )
@@ -112,24 +116,33 @@ def compare(
 
 
 def compare_matrix(
-    factors_a: Factors, factors_b: Factors, weight_a: torch.Tensor, weight_b: torch.Tensor, ks: Sequence[int]
+    factors_a: Factors,
+    factors_b: Factors,
+    weight_a: torch.Tensor,
+    weight_b: torch.Tensor,
+    ks: Sequence[int],
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """The measures of one matrix before (a) and after (b), one row for each k ≤ min(m, n).
 
     Over the k leading singular values: relative drift, mean and largest. Between the k leading left (u) and
     right (v) subspaces: principal angles in radians, mean and largest; float32 factors resolve them to
-    about 1e-7. `null_angle` is the mean angle of random k-dimensional subspaces of R^m (those of u).
+    about 1e-7. Beside them the mean angles of random k-dimensional subspaces (`null_angle` of u's space R^m,
+    `null_angle_v` of R^n) and those that Gaussian noise of the same ‖ΔW‖_F makes (`noise_angle_u`, `_v`; `seed`
+    draws it). `alignment`: mean over the k vectors of max_j |u_iᵀu'_j|; `chordal`: ‖sin θ‖₂.
     `stretch`, `turn`: shares of ‖ΔW‖² within the k leading subspaces of a. The rest does not depend on k.
     `looks_random`: of a or of b. None where a ratio has no meaning (ΔW = 0, or σ within rounding).
     """
     shape = (weight_a.shape[0], weight_a.shape[1])
     S_a, S_b = factors_a[1], factors_b[1]
     drifts = drift(S_a, S_b)
-    stretch, turn = stretch_and_turn(factors_a, weight_b.double() - weight_a.double())
+    delta = weight_b.double() - weight_a.double()
+    stretch, turn = stretch_and_turn(factors_a, delta)
     whole = {
         "delta_norm": delta_norm(weight_a, weight_b),
         "effective_rank_a": effective_rank(S_a),
         "effective_rank_b": effective_rank(S_b),
+        "effective_rank_delta": effective_rank(torch.linalg.svdvals(delta)),
         "looks_random": looks_random(S_a, shape) or looks_random(S_b, shape),
     }
     fitting = [k for k in ks if k <= min(shape)]
@@ -137,8 +150,11 @@ def compare_matrix(
         return []
     # The first k columns of Q span what the first k singular vectors span: one QR serves every k.
     widest = max(fitting)
-    left = [orthonormal_basis(factors[0][:, :widest]) for factors in (factors_a, factors_b)]
-    right = [orthonormal_basis(factors[2][:widest].mT) for factors in (factors_a, factors_b)]
+    # The third is what noise of the same length would have made of a: angles must be seen beside its angles.
+    noise = decompose(noisy(weight_a, whole["delta_norm"], seed)) if whole["delta_norm"] else factors_a
+    left = [orthonormal_basis(factors[0][:, :widest]) for factors in (factors_a, factors_b, noise)]
+    right = [orthonormal_basis(factors[2][:widest].mT) for factors in (factors_a, factors_b, noise)]
+    absolute = np.abs(S_b.double().numpy() - S_a.double().numpy())
     rows = []
     for k in fitting:
         known = drifts[:k][~np.isnan(drifts[:k])]
@@ -154,6 +170,15 @@ def compare_matrix(
                 "angle_v_mean": float(angles_v.mean()),
                 "angle_v_max": float(angles_v[-1]),
                 "null_angle": null_angle(shape[0], k),
+                "null_angle_v": null_angle(shape[1], k),
+                "noise_angle_u": float(angles_between(left[0][:, :k], left[2][:, :k]).mean()),
+                "noise_angle_v": float(angles_between(right[0][:, :k], right[2][:, :k]).mean()),
+                "drift_abs_mean": float(absolute[:k].mean()),
+                "drift_abs_max": float(absolute[:k].max()),
+                "alignment_u": float(alignment(left[0][:, :k], left[1][:, :k]).mean()),
+                "alignment_v": float(alignment(right[0][:, :k], right[1][:, :k]).mean()),
+                "chordal_u": chordal_distance(angles_u),
+                "chordal_v": chordal_distance(angles_v),
                 "stretch": _number(stretch[k - 1]),
                 "turn": _number(turn[k - 1]),
                 **whole,
@@ -180,7 +205,9 @@ def compare_one(
     }
     return [
         {**place, **measures}
-        for measures in compare_matrix(factors[0], factors[1], weights[0], weights[1], ks)
+        for measures in compare_matrix(
+            factors[0], factors[1], weights[0], weights[1], ks, seed=zlib.crc32(matrix.encode())
+        )
     ]
 
 

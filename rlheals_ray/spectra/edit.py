@@ -20,10 +20,10 @@ from rlheals_ray.config import InputError
 from rlheals_ray.models.checkpoint import Checkpoint, write_checkpoint
 from rlheals_ray.spectra.factors import stored_factors
 from rlheals_ray.spectra.linalg import Factors
+from rlheals_ray.spectra.measures import noisy
 from rlheals_ray.spectra.recombination import (
     MODES,
     Which,
-    random_step,
     randomly_turned,
     recombine,
     smallest_singular_value,
@@ -179,7 +179,7 @@ def _turned_at_random(edit: Edit, matrix: _Matrix) -> torch.Tensor:
 
 
 def _moved_at_random(edit: Edit, matrix: _Matrix) -> torch.Tensor:
-    return random_step(matrix.recipient, _distance(edit, matrix), _seed(edit, matrix))
+    return noisy(matrix.recipient, _distance(edit, matrix), _seed(edit, matrix))
 
 
 def _seed(edit: Edit, matrix: _Matrix) -> int:

@@ -47,6 +47,22 @@ def chordal_distance(angles: np.ndarray) -> float:
     return float(np.linalg.norm(np.sin(angles)))
 
 
+def alignment(Q_a: torch.Tensor, Q_b: torch.Tensor) -> np.ndarray:
+    """For each of the k singular vectors of a, how well its best match among those of b agrees: max_j |u_iᵀu'_j|.
+
+    Q_a, Q_b: (n, k). Float64 (k,) in [0, 1]; the paper's per-vector measure, blind to swaps within the k.
+    """
+    overlap = (Q_a.double().mT @ Q_b.double()).abs()
+    return overlap.max(dim=1).values.clamp_max(1.0).cpu().numpy()
+
+
+def noisy(weight: torch.Tensor, length: float, seed: int) -> torch.Tensor:
+    """weight (m, n) plus a Gaussian ΔW with ‖ΔW‖_F = length: the change that sheer noise would make; float64."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+    return weight.double() + length / torch.linalg.vector_norm(noise) * noise
+
+
 def stretch_and_turn(factors_a: Factors, delta: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Shares of a change ΔW that lie within the k leading singular subspaces of W_a, for k = 1 .. r.
 

@@ -172,13 +172,6 @@ def _turned(
     return random_rotation(leading, angles, generator).apply(basis, t)
 
 
-def random_step(recipient: torch.Tensor, length: float, seed: int) -> torch.Tensor:
-    """The control of equal norm: `recipient` (m, n) plus a Gaussian ΔW with ‖ΔW‖_F = length; float32."""
-    generator = torch.Generator().manual_seed(seed)
-    step = torch.randn(recipient.shape, generator=generator, dtype=torch.float64)
-    return (recipient.double() + length / torch.linalg.vector_norm(step) * step).to(torch.float32)
-
-
 def _values(recipient: Factors, donor: Factors, k: int, factors: str) -> torch.Tensor:
     S = donor[1] if "S" in factors else recipient[1]
     return torch.cat([S[:k], recipient[1][k:]])

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from scipy.linalg import logm, subspace_angles
 
 from rlheals_ray.spectra import decompose, recombine
-from rlheals_ray.spectra.recombination import random_step, randomly_turned, smallest_singular_value
+from rlheals_ray.spectra.measures import noisy
+from rlheals_ray.spectra.recombination import randomly_turned, smallest_singular_value
 from rlheals_ray.spectra.rotation import Rotation, complete, minimal_rotation, random_rotation
 
 few = settings(max_examples=40, deadline=None)
@@ -53,7 +54,8 @@ def test_the_minimal_rotation_leads_from_one_subspace_to_the_other(
     whole = formed(rotation)
     assert torch.allclose(whole.T @ whole, torch.eye(m, dtype=torch.float64), atol=1e-9)
     expected = np.sort(subspace_angles(source.numpy(), target.numpy()))
-    assert np.allclose(np.sort(rotation.angles.numpy()), expected, rtol=1e-5, atol=1e-10)
+    # scipy's own angles are off by up to 1.5e-8 where they should be 0.
+    assert np.allclose(np.sort(rotation.angles.numpy()), expected, rtol=1e-5, atol=3e-8)
 
 
 @few
@@ -200,7 +202,7 @@ def test_the_control_of_equal_angle_turns_as_far_and_keeps_the_singular_values(
 
 def test_the_control_of_equal_norm_goes_as_far_in_no_particular_direction() -> None:
     weight, other = matrices(60, 40, 0.1, 0)
-    step = random_step(weight, 3.0, seed=1).double() - weight
+    step = noisy(weight, 3.0, seed=1) - weight
     assert float(torch.linalg.norm(step)) == pytest.approx(3.0, rel=1e-6)
     cosine = float((step * (other - weight)).sum() / 3.0 / torch.linalg.norm(other - weight))
     assert abs(cosine) < 0.1
