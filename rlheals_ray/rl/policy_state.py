@@ -97,6 +97,17 @@ class Shards:
         with ExitStack() as stack:
             yield cls(version, stack)
 
+    def require(self, divided: str, workers: int | None = None) -> Shards:
+        """Raises StateMismatch unless the state was divided like that (by so many workers)."""
+        if self.layout["divided"] != divided or workers not in (None, self.layout["workers"]):
+            wanted = f"{divided!r}" + (f" by {workers} workers" if workers else "")
+            raise StateMismatch(
+                f"the saved state was divided as {self.layout['divided']!r} by {self.layout['workers']} workers, "
+                f"and this group reads {wanted}: resume with the sharding and the number of workers that it "
+                "began with, or remove the study's state/ directory to begin the branch again"
+            )
+        return self
+
     def names(self, rank: int = 0) -> list[str]:
         return list(self.files[rank].keys())
 

@@ -61,7 +61,7 @@ class Replicated:
 
     @torch.no_grad()
     def read_state(self, shards: Shards) -> None:
-        names = set(shards.names())
+        names = set(shards.require("rows").names())
         for name, parameter in self.model.named_parameters():
             parameter.copy_(shards.whole(f"model/{name}"))
             self.optimizer.state[parameter] = {

@@ -23,6 +23,7 @@ from torch import nn
 from rlheals_ray.config import Sharding
 from rlheals_ray.rl.policy_state import Shards, StateMismatch, current_version, new_version, world
 from rlheals_ray.rl.replicated import Replicated
+from rlheals_ray.sharding import effective
 
 
 class Mode(Protocol):
@@ -30,7 +31,9 @@ class Mode(Protocol):
 
     module: nn.Module
     wrapped: str
-    optimizer: torch.optim.Optimizer
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer: ...
 
     def backward(self, loss: torch.Tensor, last: bool) -> None: ...
 
@@ -161,12 +164,17 @@ class ShardedPolicy:
 def _mode(
     model: nn.Module, sharding: Sharding, learning_rate: float, max_grad_norm: float, precision: str
 ) -> Mode:
-    workers = world()[1]
-    if workers > 1 and sharding == "none":
-        raise ValueError(f"sharding 'none' is for one worker, not for {workers}")
-    if workers == 1 or sharding == "ddp":
-        return Replicated(model, learning_rate, max_grad_norm)
-    raise NotImplementedError(sharding)
+    # Imported where they are used: DeepSpeed alone takes seconds.
+    mode = effective(sharding)
+    if mode == "fsdp2":
+        from rlheals_ray.rl.fully_sharded import FullySharded
+
+        return FullySharded(model, learning_rate, max_grad_norm)
+    if mode in ("zero2", "zero3"):
+        from rlheals_ray.rl.zero import Zero
+
+        return Zero(model, mode, learning_rate, max_grad_norm, precision)
+    return Replicated(model, learning_rate, max_grad_norm)
 
 
 def _checkpoint_activations(model: nn.Module) -> None:
