@@ -170,7 +170,7 @@ def test_edits_run_as_tasks_and_report_in_order(
     for edit, out, report in zip(edits, outs, reports, strict=True):
         assert write_edit(edit, tmp_path / "alone", factors_directory) == report
         assert Checkpoint(tmp_path / "alone").fingerprint() == Checkpoint(out).fingerprint()
-    with pytest.raises(InputError, match="exceeds the 32 singular values") as caught:
+    with pytest.raises(InputError, match="exceeds the 32 singular directions") as caught:
         run_edits(
             [(Edit(trunk[0], trunk[3], k=33, roles=("q",)), tmp_path / "bad")], factors_directory, 1, 0.25
         )
