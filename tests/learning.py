@@ -123,15 +123,15 @@ def learner(model: nn.Module, settings: RLSettings, reference: nn.Module | None 
     )
 
 
-def two_updates_in_a_group(rank: int, rendezvous: str, results: str, settings: RLSettings) -> None:
-    """`two_updates` of one of two gloo workers; saved as `<results>-<rank>`."""
+def two_updates_in_a_group(rank: int, rendezvous: str, results: str, each: Sequence[RLSettings]) -> None:
+    """`two_updates` of one of two gloo workers with each of some settings; saved as `<results>-<rank>`."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2, timeout=timedelta(seconds=120)
     )
     try:
-        state, rows = two_updates(settings, rank, world_size=2)
-        torch.save({"state": state, "rows": rows}, f"{results}-{rank}")
+        done = [two_updates(settings, rank, world_size=2) for settings in each]
+        torch.save([{"state": state, "rows": rows} for state, rows in done], f"{results}-{rank}")
     finally:
         torch.distributed.destroy_process_group()
 

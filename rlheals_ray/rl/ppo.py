@@ -86,6 +86,7 @@ class PPO:
         )
         experience, advantages = self._experience(batch, actions, before, first=update == 1)
         everyone = gathered(advantages[actions.exists])
+        require_finite(update, **{"an advantage": float(everyone.sum())})
         tokens = total(float(batch.own.sum()))
         metrics: dict[str, Any] = {"entropy": total(float(before.entropy)) / tokens, "learning_rate": 0.0}
         if experience.reference is not None:

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from rlheals_ray.config import RLSettings
-from rlheals_ray.rl.actions import per_action
+from rlheals_ray.rl.actions import actions_of, per_action
 from rlheals_ray.rl.batch import batch_of
-from rlheals_ray.rl.losses import policy_loss
+from rlheals_ray.rl.losses import policy_loss, reference_penalty
 from tests.learning import HIDDEN, VOCABULARY, episode, random_episodes, scores, tiny_llama
 
 EPISODES = [
@@ -113,15 +113,20 @@ class Logits(nn.Module):
         return SimpleNamespace(logits=self.logits, hidden_states=(torch.zeros(*input_ids.shape, HIDDEN),))
 
 
-@pytest.mark.parametrize("which", ["policy", "entropy"])
-def test_no_token_of_the_environment_gets_a_gradient(which: str) -> None:
+@pytest.mark.parametrize("level", ["turn", "token"])
+@pytest.mark.parametrize("which", ["policy", "entropy", "penalty"])
+def test_no_token_of_the_environment_gets_a_gradient(which: str, level: str) -> None:
     torch.manual_seed(0)
     batch = batch_of(random_episodes(8, 3), max_attempts=3)
+    settings = RLSettings(level=level)
     model = Logits(batch.ids.shape)
-    scored = scores(model, batch, RLSettings())
+    scored, exists = scores(model, batch, settings), actions_of(batch, settings).exists
     if which == "policy":
-        advantages = torch.where(batch.exists, torch.randn(batch.exists.shape), 0.0)
-        loss, _ = policy_loss(scored.logprobs, scored.logprobs.detach(), advantages, batch.exists, clip=0.1)
+        advantages = torch.where(exists, torch.randn(exists.shape), 0.0)
+        loss, _ = policy_loss(scored.logprobs, scored.logprobs.detach(), advantages, exists, clip=0.1)
+    elif which == "penalty":
+        sampled, reference = scored.token_logprobs.detach(), torch.randn(batch.ids.shape)
+        loss = reference_penalty(scored.token_logprobs, sampled, reference, batch.own)
     else:
         loss = scored.entropy
     loss.backward()
@@ -129,5 +134,5 @@ def test_no_token_of_the_environment_gets_a_gradient(which: str) -> None:
     learns = model.logits.grad.abs().sum(-1) > 0
     # The distribution at t - 1 gave the token at t.
     predicts_own = torch.zeros_like(learns)
-    predicts_own[:, :-1] = batch.turn_of[:, 1:] >= 0
+    predicts_own[:, :-1] = batch.own[:, 1:]
     assert torch.equal(learns, predicts_own)
