@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlheals_ray.config import load_study
@@ -75,6 +76,18 @@ def test_the_learner_and_the_engine_agree_on_log_probabilities(whole: Run) -> No
     for row in whole.table("rl").to_pylist():
         assert row["logprob_mismatch_max"] < 1e-3
         assert row["weight_lag"] == 0
+
+
+def test_tensorboard_reads_one_run_per_branch_with_the_numbers_of_the_table(whole: Run) -> None:
+    read = EventMultiplexer().AddRunsFromDirectory(str(whole.root / "tune")).Reload()
+    rows = whole.table("rl").to_pylist()
+    branches = {row["sft_step"]: f"tensorboard/ppo-seed=0-sft_step={row['sft_step']:06d}" for row in rows}
+    assert set(read.Runs()) == set(branches.values())
+    for tag, column in (("outcome/reward_mean", "reward_mean"), ("policy/entropy", "entropy")):
+        for step, branch in branches.items():
+            shown = {event.step: event.value for event in read.Scalars(branch, tag)}
+            known = {row["rl_step"]: row[column] for row in rows if row["sft_step"] == step}
+            assert shown == pytest.approx(known, rel=1e-6)  # events hold float32
 
 
 def test_neither_the_ood_rule_nor_a_probed_problem_ever_reached_a_training_worker(whole: Run) -> None:

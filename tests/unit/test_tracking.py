@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,13 @@ def test_what_is_tracked_is_what_the_study_says(tmp_path: Path) -> None:
     on, off = load_study("tiny"), load_study("tiny", ["tracking.tensorboard=false"])
     assert len(trackers(on, StudyFiles(tmp_path))) == 1
     assert trackers(off, StudyFiles(tmp_path)) == []
+
+
+def test_every_column_of_the_table_is_explained() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    # Columns of one family stand as `first`, `_second`.
+    words = set(re.findall(r"[a-z_0-9]+", page))
+    missing = [
+        name for name in tables.RL.names if name not in words and f"_{name.rpartition('_')[2]}" not in words
+    ]
+    assert missing == []
