@@ -17,7 +17,7 @@ from rlheals_ray.sft.names import BASE, trunk_checkpoint
 from rlheals_ray.storage import Unit, fingerprint
 from rlheals_ray.tasks import get_task
 
-CODE = {"base": 1, "sft": 1, "losses": 1, "rl": 3, "probe": 2, "spectra": 2, "edit": 2}
+CODE = {"base": 1, "sft": 1, "losses": 1, "rl": 4, "probe": 2, "spectra": 2, "edit": 2}
 """Raise a stage's number when its code changes what it computes: old results are then redone."""
 
 BRANCH_HOW = {"workers", "from_steps", "micro_batch", "save_every", "gradient_checkpointing"}
