@@ -50,6 +50,8 @@ class RLSettings(Settings):
     clip: Annotated[float, Field(gt=0, lt=1)] = 0.1
     value_learning_rate: PositiveFloat = 3e-3
     value_coefficient: Annotated[float, Field(ge=0)] = 0.5
+    value_epochs: PositiveInt = 1
+    """The critic's passes over the episodes for each of the policy's."""
     critic_warmup: Annotated[int, Field(ge=0)] = 0
     """First updates in which only the critic learns, after its fit in closed form."""
     entropy_coefficient: Annotated[float, Field(ge=0)] = 0.0
@@ -108,6 +110,7 @@ class RLSettings(Settings):
             ("level", "turn", "learns from whole episodes, whatever an action is"),
             ("entropy_coefficient", 0, "has no entropy bonus here"),
             ("critic_warmup", 0, "has no critic"),
+            ("value_epochs", 1, "has no critic"),
         ):
             if (value := getattr(self, field)) != neutral:
                 raise ValueError(

@@ -196,7 +196,7 @@ class PPO:
         # Relative to the returns' spread: rewards here are of the order of 5, not 1.
         spread = gathered(experience.returns[experience.actions.exists]).std(unbiased=False).item()
         clip = settings.clip * max(1.0, spread)
-        for epoch in range(settings.epochs):
+        for epoch in range(settings.epochs * settings.value_epochs):
             for rows in self._minibatches(len(experience.batch.ids), update, epoch):
                 exists = experience.actions.exists[rows]
                 actions = total(float(exists.sum()))

@@ -148,6 +148,20 @@ def test_a_reward_that_is_no_number_is_named() -> None:
         learner(tiny_llama(), SETTINGS).update(batch, 3)
 
 
+def test_more_passes_of_the_critic_are_the_critic_s_alone() -> None:
+    """The update's advantages come from the critic before it learns, so its passes leave the policy be."""
+    policies, critics = [], []
+    for passes in (1, 1, 4):
+        model, settings = tiny_llama(), SETTINGS.model_copy(update={"value_epochs": passes})
+        ppo = learner(model, settings)
+        ppo.update(on_policy(model, random_episodes(8, 3), settings), 2)
+        policies.append(model.lm_head.weight)
+        critics.append(ppo.critic.linear.weight)
+        assert ppo.value_optimizer.state[ppo.critic.linear.weight]["step"] == passes
+    assert torch.equal(policies[0], policies[2])
+    assert torch.equal(critics[0], critics[1]) and not torch.equal(critics[0], critics[2])
+
+
 @pytest.mark.parametrize("warmup", [1, 2])
 def test_while_the_critic_warms_up_the_policy_stays_as_it_is(warmup: int) -> None:
     settings = SETTINGS.model_copy(update={"critic_warmup": warmup})
