@@ -73,7 +73,7 @@ def rl_learning(rl: pa.Table) -> Figure | None:
     )
     for index, metric in enumerate(shown):
         _add_lines(figure, index, rows, colours, metric)
-        figure.update_layout({f"yaxis{axis(index)}": {"exponentformat": "power"}})  # 2·10⁻⁹, not 2n
+        figure.update_layout({f"yaxis{axis(index)}": {"exponentformat": "e"}})  # 2e-9, not 2n
     mismatch = [row["logprob_mismatch_max"] for row in rows if row["logprob_mismatch_max"] is not None]
     stated = "The mismatch of log-probabilities was not recorded."
     if mismatch:

@@ -205,8 +205,11 @@ def _provenance(source: Source) -> Section:
     heads = ("table", "rows", "engine", "wrapped model", "Ray Train run")
     section.tables.append(Table("Rows and what made them", heads, lines, folded=False))
     if source.timings:
-        times = [(stage, f"{seconds:,.1f}") for stage, seconds in source.timings.items()]
-        times.append(("all", f"{sum(source.timings.values()):,.1f}"))
+        # "total" spans the stages before tables and report: it would count them twice.
+        spent = {stage: seconds for stage, seconds in source.timings.items() if stage != "total"}
+        times = [
+            (stage, f"{seconds:,.1f}") for stage, seconds in (spent | {"all": sum(spent.values())}).items()
+        ]
         section.tables.append(Table("Wall-clock time", ("stage", "seconds"), times, folded=False))
     else:
         section.missing.append("stage timings (timings.json).")

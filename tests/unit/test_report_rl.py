@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from html import unescape
+from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
@@ -12,7 +14,9 @@ import pytest
 
 from rlheals_ray.report.figures import Figure
 from rlheals_ray.report.figures_rl import rl_learning, rl_time
-from tests.report_tables import empty, nano_like, rows_of
+from rlheals_ray.report.sections import sections
+from rlheals_ray.report.source import read_study
+from tests.report_tables import empty, nano_like, rows_of, write_study
 
 
 def titles(figure: Figure | None) -> list[str]:
@@ -73,3 +77,11 @@ def test_older_tables_without_the_new_columns_still_draw() -> None:
 
 def test_a_study_without_rl_has_neither_figure() -> None:
     assert rl_learning(empty()["rl"]) is None and rl_time(empty()["rl"]) is None
+
+
+def test_no_second_of_a_run_is_counted_twice(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "study", empty())
+    (study / "timings.json").write_text(json.dumps({"sft": 1.5, "rl": 2.25, "total": 3.75, "report": 0.5}))
+    page = sections(read_study(study))[-1]
+    [times] = [table for table in page.tables if table.title == "Wall-clock time"]
+    assert list(times.rows) == [("sft", "1.5"), ("rl", "2.2"), ("report", "0.5"), ("all", "4.2")]
