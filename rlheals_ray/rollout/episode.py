@@ -7,6 +7,7 @@ decoded and encoded again, so the learner sees exactly what the engine sampled.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,6 +61,14 @@ class EpisodeRequest:
     problem: Problem
     seed: tuple[int | str, ...] = ()
 
+    @property
+    def id(self) -> str:
+        """What the episode is known by, the same in every process: problem and seed, hence its content.
+
+        Requests of equal id would give equal episodes; a batch must not hold two.
+        """
+        return json.dumps([self.problem.id, *self.seed])
+
     def turn_seed(self, turn: int) -> int:
         """A 62-bit seed for one turn, the same in every process."""
         digest = hashlib.blake2b(repr((*self.seed, turn)).encode(), digest_size=8).digest()
@@ -77,15 +86,20 @@ class Turn:
     """Whether the model closed its turn; False means that it ran into `max_new_tokens`."""
     answer: str
     verdict: Verdict
+    weights: Weights
+    """The weights that the engine held when it wrote the completion."""
 
 
 @dataclass
 class Episode:
-    """The finished turns of one problem, made with one version of the weights."""
+    """The finished turns of one problem."""
 
     problem: Problem
     weights: Weights
+    """The weights that were asked for; those of every turn."""
     turns: list[Turn] = field(default_factory=list)
+    id: str = ""
+    """That of its request."""
 
     @property
     def solved_at(self) -> int | None:
@@ -125,10 +139,11 @@ class Rollout:
     engine: str
     """The name of the engine that made them."""
     seconds: float
-    """From the first request to the last finished episode."""
+    """From the first request to the last finished episode; what lost generators cost is in it."""
     seconds_engine: float
-    """Of these, inside the engine (mean over the generators that took part)."""
+    """Of these, inside the engine (mean over the team)."""
     seconds_judge: float
-    """Of these, judging (mean over the generators that took part)."""
+    """Of these, between two steps of the engine: decoding answers, judging them, rendering the next
+    prompts (mean over the team)."""
     seconds_sync: float
-    """Loading the weights, before `seconds` began."""
+    """Loading the weights, for the most part before `seconds` began (mean over the team)."""

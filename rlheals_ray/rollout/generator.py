@@ -1,25 +1,27 @@
 """A generator: one Ray actor with one warm engine in it.
 
-Whole episodes run here, judge included; only finished ones cross Ray. It refuses to answer for
-weights that it does not hold.
+Whole episodes run here, judge included; only finished ones cross Ray, in blocks while the rest still
+decodes. It refuses to answer for weights that it does not hold. While it works it tells how far it is.
 """
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ray
 
 from rlheals_ray.config import RolloutSettings, TaskSettings
-from rlheals_ray.rollout.episode import EpisodeRequest, Rollout, Sampling, Weights, WrongWeights
+from rlheals_ray.rollout.episode import Episode, EpisodeRequest, Sampling, Weights, WrongWeights
 from rlheals_ray.rollout.load import Load
+from rlheals_ray.rollout.progress import Progress
 from rlheals_ray.tasks import get_task
 
-MAX_RESTARTS = 3
-"""How often Ray restarts a generator that died; it comes back without weights, and refuses to answer."""
+BLOCK_SECONDS = 0.5
+"""Finished episodes are handed over this often: what a generator's death can cost beyond unfinished ones."""
 
 
 @dataclass(frozen=True)
@@ -32,52 +34,115 @@ class GeneratorSettings:
     rollout: RolloutSettings
 
 
+@dataclass(frozen=True)
+class Ready:
+    """A generator that is up."""
+
+    engine: str
+    process: str
+    """See Progress.process."""
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Follows a block of episodes: whose they are, and the run's counters so far."""
+
+    places: list[int]
+    progress: Progress
+
+
 class Generator:
     """The actor's class; see `start_generator`."""
 
     def __init__(self, settings: GeneratorSettings) -> None:
         # Imported here, in the actor: vLLM must find its environment and have the process to itself.
-        from rlheals_ray.models.chat import ChatFormat
+        from rlheals_ray.rollout.episodes import RememberingChat
         from rlheals_ray.rollout.vllm_engine import VllmEngine
 
         self._settings = settings.rollout
         self._task = get_task(settings.task.name, **settings.task.options)
-        self._chat = ChatFormat.of(settings.architecture)
+        self._chat = RememberingChat.of(settings.architecture)
         self._engine = VllmEngine(Path(settings.architecture), settings.rollout, self._chat.stop_ids)
         self._weights: Weights | None = None
+        self._progress = Progress(f"{ray.util.get_node_ip_address()}:{os.getpid()}")
 
-    def ready(self) -> str:
-        """The engine's name, once the actor is up."""
-        return self._engine.name
+    def ready(self) -> Ready:
+        """Answers once the actor is up."""
+        return Ready(self._engine.name, self._progress.process)
 
-    def load(self, load: Load, weights: Weights, index: int = 0) -> None:
-        """Take over weights, unless they are those held already."""
-        if self._weights == weights:
-            return
-        self._weights = None
-        load.into(self._engine, index)
-        self._weights = weights
+    @ray.method(concurrency_group="health")
+    def progress(self) -> Progress:
+        """How far it is; answers while `load` or `run` is at work."""
+        return self._progress
 
-    def run(self, requests: Sequence[EpisodeRequest], sampling: Sampling, weights: Weights) -> Rollout:
-        """Episodes for `requests` with exactly `weights`; raises WrongWeights when others are loaded."""
-        from rlheals_ray.rollout.episodes import run_episodes
+    def load(self, load: Load, weights: Weights, index: int = 0) -> str:
+        """Take over weights, unless they are those held already; returns the process that holds them."""
+        if self._weights != weights:
+            self._weights = None
+            load.into(self._engine, index)
+            self._weights = weights
+        return self._progress.process
+
+    def run(
+        self, requests: Sequence[EpisodeRequest], places: Sequence[int], sampling: Sampling, weights: Weights
+    ) -> Iterator[list[Episode] | Receipt]:
+        """Episodes for the `places` of `requests`, by exactly `weights`: a block of them, its receipt, a block, …
+
+        Raises WrongWeights when other weights are loaded. The receipt comes second, so that whoever has
+        it knows the block to be whole.
+        """
+        from rlheals_ray.rollout.episodes import stream_episodes
 
         if weights != self._weights:
             raise WrongWeights(f"asked for {weights}, but this generator holds {self._weights}")
-        start = time.perf_counter()
-        episodes = run_episodes(
-            self._engine, self._task, self._chat, requests, sampling, weights, self._settings.max_model_len
-        )
-        seconds = time.perf_counter() - start
-        return Rollout(episodes, self._engine.name, seconds, seconds, 0.0, 0.0)
+        before = replace(self._progress)
+        block: list[Episode] = []
+        finished: list[int] = []
+        due = time.perf_counter() + BLOCK_SECONDS
+        for index, episode in stream_episodes(
+            self._engine,
+            self._task,
+            self._chat,
+            [requests[place] for place in places],
+            sampling,
+            weights,
+            self._settings.max_model_len,
+            self._progress,
+        ):
+            block.append(episode)
+            finished.append(places[index])
+            if time.perf_counter() > due:
+                yield block
+                yield Receipt(finished, _since(before, self._progress))
+                block, finished = [], []
+                due = time.perf_counter() + BLOCK_SECONDS
+        yield block
+        yield Receipt(finished, _since(before, self._progress))
+
+
+def _since(before: Progress, now: Progress) -> Progress:
+    return replace(
+        now,
+        submitted=now.submitted - before.submitted,
+        steps=now.steps - before.steps,
+        turns=now.turns - before.turns,
+        episodes=now.episodes - before.episodes,
+        seconds_engine=now.seconds_engine - before.seconds_engine,
+        seconds_judge=now.seconds_judge - before.seconds_judge,
+    )
 
 
 def start_generator(settings: GeneratorSettings, *, threads: int, num_cpus: float) -> ray.actor.ActorHandle:
-    """Start a generator actor; its `ready` answers when the engine is up."""
+    """Start a generator actor; its `ready` answers when the engine is up.
+
+    Ray restarts it when its process dies; it comes back without weights, and refuses to answer.
+    """
     from rlheals_ray.rollout.vllm_environment import ENVIRONMENT
 
     environment = {**ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}
-    actor = ray.remote(Generator).options(
-        num_cpus=num_cpus, max_restarts=MAX_RESTARTS, runtime_env={"env_vars": environment}
+    actor = ray.remote(concurrency_groups={"health": 1})(Generator).options(
+        num_cpus=num_cpus,
+        max_restarts=settings.rollout.max_failures,
+        runtime_env={"env_vars": environment},
     )
     return actor.remote(settings)

@@ -1,54 +1,26 @@
-"""The pool: warm generators, each lent to one consumer at a time.
+"""The pool: warm generators, lent in teams, that heal themselves.
 
-The driver owns the engines. A consumer (a branch's update, a probe) has exclusive use of one for one
-load-and-run; with one engine consumers queue. The lease is held by the pool's own actor and not by
-the consumer, so a consumer that dies cannot keep an engine.
+A consumer (a branch's update, a probe) has exclusive use of a team of `rollout.generators_per_branch`
+generators for one load-and-run. With one team consumers queue, with several they run side by side.
+Generators may die or hang at any moment: each episode still comes back exactly once (see leases.py,
+team.py and shares.py), and only `rollout.max_failures` losses end the study.
 """
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import ObjectLostError, RayTaskError
 
-from rlheals_ray.rollout.episode import EpisodeRequest, Rollout, Sampling, Weights
-from rlheals_ray.rollout.generator import GeneratorSettings, start_generator
+from rlheals_ray.rollout.episode import Episode, EpisodeRequest, Rollout, Sampling, Weights
+from rlheals_ray.rollout.failures import Failure, PoolFailed
+from rlheals_ray.rollout.generator import GeneratorSettings
+from rlheals_ray.rollout.leases import Leases, Run
 from rlheals_ray.rollout.load import Load
-
-ATTEMPTS = 3
-"""How often a load-and-run is tried when its generator dies; Ray restarts the generator meanwhile."""
-
-
-class Leases:
-    """An asynchronous Ray actor that lends generators, first come first served."""
-
-    def __init__(self, generators: list[ray.actor.ActorHandle]) -> None:
-        self._free: asyncio.Queue[ray.actor.ActorHandle] = asyncio.Queue()
-        self._threads = ThreadPoolExecutor(max_workers=len(generators))
-        for generator in generators:
-            self._free.put_nowait(generator)
-
-    async def run(
-        self, load: Load, requests: Sequence[EpisodeRequest], sampling: Sampling, weights: Weights
-    ) -> tuple[list[ray.ObjectRef], float]:
-        """Load and run on the next free generator; a reference to its Rollout, and the seconds of loading."""
-        generator = await self._free.get()
-        try:
-            start = time.perf_counter()
-            await generator.load.remote(load, weights)
-            loaded = time.perf_counter()
-            reference = generator.run.remote(requests, sampling, weights)
-            # Wait for the episodes without fetching them: they go straight to the consumer.
-            wait = lambda: ray.wait([reference], fetch_local=False)  # noqa: E731
-            await asyncio.get_running_loop().run_in_executor(self._threads, wait)
-            return [reference], loaded - start
-        finally:
-            self._free.put_nowait(generator)
+from rlheals_ray.rollout.progress import Progress
+from rlheals_ray.rollout.shares import merge
 
 
 @dataclass(frozen=True)
@@ -56,31 +28,80 @@ class Pool:
     """A handle on the pool that can be sent to any process of the study."""
 
     leases: ray.actor.ActorHandle
-    generators: tuple[ray.actor.ActorHandle, ...]
 
     @classmethod
     def start(cls, settings: GeneratorSettings, *, threads: int, num_cpus: float) -> Pool:
-        """Start every engine of the study; returns at once, `wait_ready` waits for them."""
-        count = settings.rollout.generators
-        generators = [start_generator(settings, threads=threads, num_cpus=num_cpus) for _ in range(count)]
-        leases = ray.remote(Leases).options(num_cpus=0, max_concurrency=1000).remote(generators)
-        return cls(leases, tuple(generators))
+        """Start every engine of the study; returns at once, `wait_ready` waits for them.
+
+        `threads` and `num_cpus` are those of one generator.
+        """
+        actor = ray.remote(Leases).options(num_cpus=0, max_concurrency=1000)
+        pool = cls(actor.remote(settings, threads, num_cpus))
+        pool.leases.start.remote()
+        return pool
 
     def wait_ready(self) -> None:
-        """Wait until every engine is up; raises what kept one from starting."""
-        ray.get([generator.ready.remote() for generator in self.generators])
+        """Wait until every engine is up; raises PoolFailed with what kept one from starting."""
+        try:
+            ray.get(self.leases.ready.remote())
+        except PoolFailed as error:
+            raise _plain(error) from None
 
     def run(
         self, load: Load, requests: Sequence[EpisodeRequest], sampling: Sampling, weights: Weights
     ) -> Rollout:
-        """Episodes by exactly `weights`, from the next free engine."""
-        for attempt in range(1, ATTEMPTS + 1):
+        """One episode for each request, in their order, by exactly `weights`, from the next free team.
+
+        Raises ValueError when two requests have one id, PoolFailed when more generators were lost than
+        `rollout.max_failures` allows, NotExactlyOnce should an episode be missing or double, and at once
+        whatever loading, the task's judge or the engine raised: doing that again would not help.
+        """
+        if len({request.id for request in requests}) != len(requests):
+            raise ValueError("two requests have the same id: equal problem and seed make equal episodes")
+        held = ray.put(list(requests))
+        while True:
             try:
-                references, seconds = ray.get(self.leases.run.remote(load, requests, sampling, weights))
-                rollout: Rollout = ray.get(references[0])
-            except RayActorError:
-                if attempt == ATTEMPTS:
-                    raise
+                run: Run = ray.get(self.leases.run.remote(load, [held], len(requests), sampling, weights))
+                blocks: list[list[Episode]] = ray.get(run.blocks)
+            except PoolFailed as error:
+                raise _plain(error) from None
+            except RayTaskError:
+                raise
+            except ObjectLostError as error:
+                # The node that held finished episodes is gone; the whole lease is done again.
+                self._count(f"finished episodes were lost: {error}")
             else:
-                return replace(rollout, seconds_sync=seconds)
-        raise AssertionError("unreachable")
+                return Rollout(
+                    merge(requests, weights, (episode for block in blocks for episode in block)),
+                    run.engine,
+                    run.seconds,
+                    run.seconds_engine,
+                    run.seconds_judge,
+                    run.seconds_sync,
+                )
+
+    def failures(self) -> list[Failure]:
+        """Every generator lost so far: when, which, why."""
+        failures: list[Failure] = ray.get(self.leases.failures.remote())
+        return failures
+
+    def progress(self) -> list[Progress]:
+        """What each generator has done so far; one that does not answer is told by its process alone."""
+        progress: list[Progress] = ray.get(self.leases.progress.remote())
+        return progress
+
+    def close(self) -> None:
+        """End every engine."""
+        ray.kill(self.leases)
+
+    def _count(self, cause: str) -> None:
+        try:
+            ray.get(self.leases.lost_episodes.remote(cause))
+        except PoolFailed as error:
+            raise _plain(error) from None
+
+
+def _plain(error: PoolFailed) -> PoolFailed:
+    """Without Ray's traceback of the pool's own process, which tells a user nothing."""
+    cause = getattr(error, "cause", error)
+    return PoolFailed(*cause.args)

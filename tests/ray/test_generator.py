@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from rlheals_ray.rl.batch import batch_of
 from rlheals_ray.rollout.episode import Episode, EpisodeRequest, Sampling, Weights
 from rlheals_ray.rollout.generator import GeneratorSettings, start_generator
 from rlheals_ray.rollout.load import CheckpointLoad
+from rlheals_ray.rollout.shares import merge
 from rlheals_ray.rollout.weight_sync import ObjectStoreSync, named_tensors
 from rlheals_ray.tasks import get_task
 
@@ -44,7 +47,17 @@ class Served:
         return weights
 
     def run(self, weights: Weights) -> list[Episode]:
-        return ray.get(self.generator.run.remote(requests(), SAMPLING, weights)).episodes
+        asked = requests()
+        stream = self.generator.run.remote(asked, range(len(asked)), SAMPLING, weights)
+        blocks, receipts = zip(*batched(map(ray.get, stream), 2), strict=True)
+        for block, receipt in zip(blocks, receipts, strict=True):
+            assert [asked[place].id for place in receipt.places] == [episode.id for episode in block]
+        return merge(asked, weights, chain.from_iterable(blocks))
+
+
+def batched(items: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
+    """As itertools.batched, which Python 3.11 lacks."""
+    return zip(*[iter(items)] * size, strict=True)
 
 
 def requests() -> list[EpisodeRequest]:
@@ -69,7 +82,7 @@ def served(
     nano.save(models[0], TARGETS, directory)
     settings = GeneratorSettings(str(directory), TASK, RolloutSettings())
     generator = start_generator(settings, threads=1, num_cpus=1)
-    assert ray.get(generator.ready.remote()) == "vllm"
+    assert ray.get(generator.ready.remote()).engine == "vllm"
     yield Served(generator, (models[0], models[1]), directory)
     ray.kill(generator)
 
@@ -94,7 +107,7 @@ def test_log_probabilities_are_those_of_the_sampling_distribution_after_every_we
         assert longest > 128, "the prefix cache was never hit"
         assert mismatch(served.models[version], episodes) < 1e-3
         assert mismatch(served.models[1 - version], episodes) > 0.1, "the other weights would pass as well"
-        assert all(episode.weights == weights for episode in episodes)
+        assert all(turn.weights == weights for episode in episodes for turn in episode.turns)
 
 
 def test_the_same_request_gives_the_same_episode(served: Served) -> None:
