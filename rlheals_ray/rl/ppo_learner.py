@@ -21,6 +21,7 @@ from rlheals_ray.rl.reference import frozen_reference
 from rlheals_ray.rl.sharded_policy import ShardedPolicy
 from rlheals_ray.rollout.load import Load
 from rlheals_ray.rollout.weight_sync import WeightSync, weight_sync
+from rlheals_ray.sharding import prepare_process
 
 
 def learn_ppo(branch: Branch) -> None:
@@ -61,6 +62,7 @@ def learn_ppo(branch: Branch) -> None:
 def _learner(branch: Branch) -> PPO:
     """The learner at the branch's start; collective."""
     settings, sharding = branch.settings, branch.study.sft.sharding
+    prepare_process(sharding)
     torch.manual_seed(branch.spec.seed)
     model = AutoModelForCausalLM.from_pretrained(branch.start_directory, dtype=torch.float32)
     model.eval()  # no dropout: the ratio compares distributions, not noise
@@ -75,7 +77,7 @@ def _learner(branch: Branch) -> PPO:
     critic = Critic(model.config.get_text_config().hidden_size).to(policy.device)
     reference = None
     if settings.kl_coefficient > 0:
-        reference = frozen_reference(branch.start_directory, sharding, policy.device)
+        reference = frozen_reference(branch.start_directory, sharding, settings.precision, policy.device)
     return PPO(
         policy,
         critic,

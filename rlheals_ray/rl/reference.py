@@ -13,7 +13,9 @@ from rlheals_ray.rl.policy_state import world
 from rlheals_ray.rl.sharded_policy import ShardedPolicy
 
 
-def frozen_reference(directory: Path | str, sharding: Sharding, device: torch.device) -> nn.Module:
+def frozen_reference(
+    directory: Path | str, sharding: Sharding, precision: str, device: torch.device
+) -> nn.Module:
     """The model in `directory`, to be called without gradients only; collective.
 
     Divided over the workers where the policy's own parameters are, else whole on each of them.
@@ -21,5 +23,5 @@ def frozen_reference(directory: Path | str, sharding: Sharding, device: torch.de
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).to(device).eval()
     if world()[1] > 1 and sharding in ("fsdp2", "zero3"):
         # Never stepped: its optimiser stays empty.
-        return ShardedPolicy(model, sharding, learning_rate=0.0).module
+        return ShardedPolicy(model, sharding, learning_rate=0.0, precision=precision).module
     return model.requires_grad_(False)
