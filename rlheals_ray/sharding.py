@@ -27,6 +27,13 @@ def effective(sharding: Sharding) -> Sharding:
     return sharding if workers > 1 else "ddp"
 
 
+def local_device() -> torch.device:
+    """The GPU that this worker was given, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
 def layer_classes(model: nn.Module) -> set[str]:
     """Names of the classes that are wrapped one by one: what the model itself says must not be split."""
     return set(getattr(model, "_no_split_modules", None) or ())
@@ -119,3 +126,9 @@ def deepspeed_config(sharding: Sharding, model: nn.Module) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
+
+
+def wrapped_name(module: object) -> str:
+    """What a model is wrapped in, for tables: DistributedDataParallel, or DeepSpeedEngine (ZeRO-3)."""
+    name, stage = type(module).__name__, getattr(module, "zero_optimization_stage", None)
+    return f"{name} (ZeRO-{stage()})" if callable(stage) else name

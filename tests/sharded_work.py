@@ -51,6 +51,8 @@ class Trained:
     resumed: dict[str, torch.Tensor] = field(default_factory=dict)
     resumed_norms: list[float] = field(default_factory=list)
     unchanged_by_nan: bool = False
+    first_moments: dict[str, torch.Tensor] = field(default_factory=dict)
+    """AdamW's, after one step, by the parameters' names, where the state names them."""
 
 
 def train(sharding: str, directory: Path, rank: int = 0, workers: int = 1, **options: Any) -> Trained:
@@ -64,8 +66,12 @@ def train(sharding: str, directory: Path, rank: int = 0, workers: int = 1, **opt
     prepare_process(sharding)  # type: ignore[arg-type]
     policy = ShardedPolicy(small_llama(tied=tied), sharding, **settings)  # type: ignore[arg-type]
     out = Trained(policy.wrapped, initial=_copy(policy.named_tensors()))
+    moments = directory / "after-one-step"
     for step in range(1, STEPS + 1):
         out.norms.append(update(policy, tokens(step)[rank::workers], micro_batches))
+        if step == 1:
+            policy.save_state(moments)
+            out.first_moments = _first_moments(moments) if rank == 0 else {}
         if step == KEPT:
             policy.save_state(directory / "state")
     out.held = held_bytes(policy.module)
@@ -112,6 +118,15 @@ def held_bytes(module: torch.nn.Module) -> int:
         local = getattr(parameter, "ds_tensor", local) if local.numel() == 0 else local
         storages[local.data_ptr()] = local.numel() * local.element_size()
     return sum(storages.values())
+
+
+def _first_moments(directory: Path) -> dict[str, torch.Tensor]:
+    from rlheals_ray.rl.policy_state import Shards, current_version
+
+    version = current_version(directory)
+    assert version is not None
+    with Shards.open(version) as shards:
+        return {name: shards.whole(name) for name in shards.names() if name.startswith("exp_avg/")}
 
 
 def _copy(named: Any) -> dict[str, torch.Tensor]:

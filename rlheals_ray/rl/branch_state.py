@@ -1,6 +1,7 @@
-"""A branch's resumable state: policy, critic, both optimisers, the rows so far; one safetensors file.
+"""A branch's resumable state: policy, critic, both optimisers, the rows so far; replaced as a whole.
 
-One file, because it is replaced atomically; safetensors, because nothing here is ever unpickled.
+The policy is written by all workers, each its share (`ShardedPolicy.write_state`); what they all hold
+alike, critic and progress, stands in one small file beside it, of the same version.
 """
 
 from __future__ import annotations
@@ -29,15 +30,11 @@ def save_branch(
     optimizers: Mapping[str, Optimizer],
     **progress: Any,
 ) -> None:
-    """Write the policy, small modules and their optimisers, and JSON-like `progress`; every worker calls it.
-
-    All of it is replaced as a whole: every worker writes its share of the policy, rank 0 what all of
-    them hold alike (critic, its optimiser, progress).
-    """
+    """Write the policy, small modules and their optimisers, and JSON-like `progress`; all workers call it."""
     with new_version(directory) as version:
         policy.write_state(version)
         if world()[0] == 0:
-            save_state(version / _PROGRESS, modules, optimizers, **progress)
+            _write(version / _PROGRESS, modules, optimizers, progress)
 
 
 def load_branch(
@@ -48,42 +45,35 @@ def load_branch(
 ) -> dict[str, Any] | None:
     """Restore what `save_branch` wrote; returns `progress`, or None when there is no state.
 
-    Raises StateMismatch where the policy was divided in a way that this group of workers cannot read.
+    Raises StateMismatch where the policy was divided in a way that this group cannot read.
     """
     version = current_version(directory)
     if version is None:
         return None
     policy.read_state(version)
-    return load_state(version / _PROGRESS, modules, optimizers)
+    return _read(version / _PROGRESS, modules, optimizers)
 
 
-def save_state(
-    path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer], **progress: Any
+def _write(
+    path: Path,
+    modules: Mapping[str, nn.Module],
+    optimizers: Mapping[str, Optimizer],
+    progress: Mapping[str, Any],
 ) -> None:
-    """Write modules, optimisers and JSON-like `progress`, replacing the file at `path` as a whole."""
-    tensors: dict[str, torch.Tensor] = {}
-    stored: set[int] = set()
-    for name, module in modules.items():
-        for key, value in module.state_dict().items():
-            # The file holds tied weights once each: safetensors refuses shared memory.
-            shared = value.data_ptr() in stored
-            stored.add(value.data_ptr())
-            tensors[f"{name}/{key}"] = value.clone() if shared else value.contiguous()
+    tensors = {
+        f"{name}/{key}": value.contiguous()
+        for name, module in modules.items()
+        for key, value in module.state_dict().items()
+    }
     for name, optimizer in optimizers.items():
         for index, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"{name}/{index}/{key}": torch.as_tensor(value) for key, value in moments.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata={"progress": json.dumps(progress)})
-    temporary.replace(path)
+    save_file(tensors, path, metadata={"progress": json.dumps(progress)})
 
 
-def load_state(
+def _read(
     path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]
-) -> dict[str, Any] | None:
-    """Restore what `save_state` wrote; returns `progress`, or None when there is no state."""
-    if not path.exists():
-        return None
+) -> dict[str, Any]:
     with safe_open(path, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
         progress: dict[str, Any] = json.loads(file.metadata()["progress"])

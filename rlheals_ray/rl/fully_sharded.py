@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rlheals_ray.rl.policy_state import Shards, world, write_shard
 from rlheals_ray.rl.replicated import MOMENTS
-from rlheals_ray.sharding import layer_classes
+from rlheals_ray.sharding import layer_classes, wrapped_name
 
 
 class FullySharded:
@@ -34,7 +34,7 @@ class FullySharded:
         # whole after one without gradients, and be found so by whoever asks for the weights.
         self.module = fully_shard(model, mesh=mesh, reshard_after_forward=True)
         assert isinstance(self.module, FSDPModule)
-        self.wrapped = type(self.module).__name__
+        self.wrapped = wrapped_name(self.module)
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
             model.parameters(), lr=learning_rate, weight_decay=0.0
         )

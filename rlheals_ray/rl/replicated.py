@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rlheals_ray.rl.policy_state import Shards, world, write_shard
+from rlheals_ray.sharding import wrapped_name
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 """AdamW's state of a parameter, by the names that torch gives it."""
@@ -25,7 +26,7 @@ class Replicated:
             self.module = DistributedDataParallel(model, forward_sync_buffers=False)
             # `backward` says whether to synchronise; by default the forward pass, which comes too early.
             self.module.require_backward_grad_sync = False
-        self.wrapped = type(self.module).__name__
+        self.wrapped = wrapped_name(self.module)
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
             model.parameters(), lr=learning_rate, weight_decay=0.0
         )

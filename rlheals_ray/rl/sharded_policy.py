@@ -23,7 +23,7 @@ from torch import nn
 from rlheals_ray.config import Sharding
 from rlheals_ray.rl.policy_state import Shards, StateMismatch, current_version, new_version, world
 from rlheals_ray.rl.replicated import Replicated
-from rlheals_ray.sharding import effective
+from rlheals_ray.sharding import effective, local_device
 
 
 class Mode(Protocol):
@@ -71,7 +71,8 @@ class ShardedPolicy:
     ) -> None:
         if gradient_checkpointing:
             _checkpoint_activations(model)
-        self._model: Any = model
+        # A worker that was given a GPU trains on it (untested: no GPU was at hand).
+        self._model: Any = model.to(local_device())
         self._precision = precision
         self._mode = _mode(model, sharding, learning_rate, max_grad_norm, precision)
         self.module, self.wrapped = self._mode.module, self._mode.wrapped
@@ -134,7 +135,7 @@ class ShardedPolicy:
     def save_state(self, directory: Path) -> None:
         """Write policy and optimiser, replacing the state in `directory` as a whole on all workers.
 
-        A learner with more to keep (critic, progress) calls `branch_state.save_state` instead, which
+        A learner with more to keep (critic, progress) calls `branch_state.save_branch` instead, which
         replaces everything together.
         """
         with new_version(directory) as version:

@@ -15,7 +15,7 @@ from torch import nn
 
 from rlheals_ray.config import Sharding
 from rlheals_ray.rl.policy_state import Shards, world, write_shard
-from rlheals_ray.sharding import deepspeed_config
+from rlheals_ray.sharding import deepspeed_config, wrapped_name
 
 GATHER_BYTES = 64 << 20
 """How much of a ZeRO-3 model is put together at once to be read."""
@@ -44,7 +44,7 @@ class Zero:
             model=model, optimizer=adam, config=config, dist_init_required=False
         )
         self.module: Any = engine
-        self.wrapped = type(engine).__name__ + (" (ZeRO-3)" if sharding == "zero3" else " (ZeRO-2)")
+        self.wrapped = wrapped_name(engine)
         self.adam = adam
 
     @property
