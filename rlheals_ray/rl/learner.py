@@ -10,7 +10,19 @@ from rlheals_ray.rl.ppo_learner import learn_ppo
 from rlheals_ray.rl.spec import BranchSpec
 from rlheals_ray.training import Report
 
-ALGORITHMS: Mapping[str, Callable[[Branch], None]] = {"ppo": learn_ppo}
+
+def _learn_trl(branch: Branch) -> None:
+    # Imported when it is asked for: TRL's trainers take ten seconds to import.
+    from rlheals_ray.rl.trl_learner import learn_trl
+
+    learn_trl(branch)
+
+
+ALGORITHMS: Mapping[str, Callable[[Branch], None]] = {
+    "ppo": learn_ppo,
+    "grpo": _learn_trl,
+    "rloo": _learn_trl,
+}
 """Each trains a branch from where its saved state stands to the last budget, on every rank alike."""
 
 

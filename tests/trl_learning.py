@@ -1,0 +1,126 @@
+"""Updates by our GRPO and RLOO trainers on given episodes: their losses and gradients, step by step."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from rlheals_ray.config import RLSettings
+from rlheals_ray.rl.trl_arguments import trl_arguments
+from rlheals_ray.rl.trl_metrics import update_metrics
+from rlheals_ray.rl.trl_trainers import Grpo, Rloo
+from rlheals_ray.rollout.episode import Episode
+from tests.learning import tiny_llama
+
+TRAINERS = {"grpo": Grpo, "rloo": Rloo}
+
+
+def with_logprobs(
+    episodes: Sequence[Episode], model: Any, temperature: float, shift: Callable[[int], float] = lambda n: 0.0
+) -> list[Episode]:
+    """The episodes with log-probabilities as `model` gives them, in float64; `shift(n)` is added to the n-th."""
+    return [_scored(episode, model.double(), temperature, shift(n)) for n, episode in enumerate(episodes)]
+
+
+@torch.no_grad()
+def _scored(episode: Episode, model: Any, temperature: float, shift: float) -> Episode:
+    ids = [token for turn in episode.turns for token in (*turn.prompt_ids, *turn.completion_ids)]
+    logits = model(input_ids=torch.tensor([ids])).logits[0] / temperature
+    logprobs = torch.log_softmax(logits, -1)
+    turns, at = [], 0
+    for turn in episode.turns:
+        at += len(turn.prompt_ids)
+        own = [float(logprobs[at + i - 1, token]) + shift for i, token in enumerate(turn.completion_ids)]
+        at += len(turn.completion_ids)
+        turns.append(replace(turn, logprobs=own))
+    return replace(episode, turns=turns)
+
+
+@dataclass
+class Steps(TrainerCallback):
+    """What a trainer did: the gradient before each step, the logs after it, the weights at the end."""
+
+    gradients: list[dict[str, torch.Tensor]] = field(default_factory=list)
+    logs: list[Mapping[str, Any]] = field(default_factory=list)
+    metrics: list[dict[str, float | None]] = field(default_factory=list)
+    trainer: Any = None
+    """Ours; TRL's own measures nothing."""
+
+    def on_pre_optimizer_step(self, *_: Any, model: Any, **__: Any) -> None:
+        module = getattr(model, "module", model)
+        self.gradients.append(
+            {name: p.grad.detach().clone() for name, p in module.named_parameters() if p.grad is not None}
+        )
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if "loss" not in logs:
+            return
+        self.logs.append(dict(logs))
+        if self.trainer is not None and state.global_step % self.trainer.steps_per_update == 0:
+            self.metrics.append(update_metrics(self.trainer, self.logs[-self.trainer.steps_per_update :]))
+
+
+def learn(
+    settings: RLSettings,
+    episodes: Callable[[int], Sequence[Episode]],
+    tokenizer: Any,
+    *,
+    world_size: int = 1,
+    model: Any = None,
+    start: Any = None,
+) -> Steps:
+    """Train a tiny Llama for budgets[-1] updates; gradients are not clipped below a norm of max_grad_norm.
+
+    With a KL coefficient `start` is the reference, saved as the checkpoint that the branch left from.
+    """
+    steps = Steps()
+    with tempfile.TemporaryDirectory() as directory:
+        model = tiny_llama() if model is None else model
+        if settings.kl_coefficient:
+            start.save_pretrained(directory)
+            model.config._name_or_path = directory
+        trainer = TRAINERS[settings.algorithm](
+            model=model.float(),
+            args=trl_arguments(
+                settings,
+                model,
+                sharding="ddp" if world_size > 1 else "none",
+                world_size=world_size,
+                seed=0,
+                state=Path(directory),
+            ),
+            source=episodes,
+            tokenizer=tokenizer,
+            settings=settings,
+            seed=(0, 0),
+            callbacks=[steps],
+        )
+        steps.trainer = trainer
+        trainer.train()
+    return steps
+
+
+def learn_in_a_group(
+    rank: int, port: int, results: str, settings: RLSettings, episodes: Mapping[int, Sequence[Episode]]
+) -> None:
+    """`learn` of one of two gloo workers; gradients and metrics are saved as `<results>-<rank>`."""
+    from rlheals_ray.models.nano import tokenizer
+
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    torch.distributed.init_process_group("gloo")
+    try:
+        steps = learn(settings, episodes.__getitem__, tokenizer([18, 24]), world_size=2)
+        torch.save({"gradients": steps.gradients, "metrics": steps.metrics}, f"{results}-{rank}")
+    finally:
+        torch.distributed.destroy_process_group()
