@@ -48,7 +48,7 @@ class _Lease:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set, and replaced, whenever the shares may hold something for a member that waits."""
     has_failed: bool = False
-    began: float = 0.0
+    began: float | None = None
     seconds_engine: float = 0.0
     seconds_judge: float = 0.0
     seconds_sync: float = 0.0
@@ -103,7 +103,8 @@ class _Lease:
             up.cancel()
 
     async def _work(self, member: int, lent: Lent) -> None:
-        self.began = self.began or time.perf_counter()
+        if self.began is None:
+            self.began = time.perf_counter()
         while not self.is_over:
             if not (places := self.shares.take(member)):
                 await self.changed.wait()
@@ -170,7 +171,7 @@ class Leases:
             return Run(
                 lease.blocks,
                 team[0].engine,
-                time.perf_counter() - lease.began,
+                0.0 if lease.began is None else time.perf_counter() - lease.began,
                 lease.seconds_engine / size,
                 lease.seconds_judge / size,
                 lease.seconds_sync / size,

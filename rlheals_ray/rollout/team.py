@@ -99,11 +99,12 @@ class Lent:
         stream = self.handle.run.remote(requests, places, sampling, weights)
 
         async def next_block() -> tuple[ray.ObjectRef, Receipt] | None:
-            try:
-                block = await anext(stream)
-            except StopAsyncIteration:
+            if (block := await anext(stream, None)) is None:
                 return None
-            return block, await (await anext(stream))
+            if (receipt := await anext(stream, None)) is None:
+                await block  # the stream broke off: its last reference raises why
+                raise RuntimeError("a block of episodes came without its receipt")
+            return block, await receipt
 
         try:
             while (item := await self._watched(next_block())) is not None:
@@ -119,6 +120,8 @@ class Lent:
 
     async def progress(self, seconds: float) -> Progress:
         """What it has done; without counters when it does not answer in `seconds`."""
+        if self.handle is None:
+            return Progress()
         with suppress(TimeoutError, *_DEAD):
             progress: Progress = await asyncio.wait_for(self.handle.progress.remote(), seconds)
             return progress
