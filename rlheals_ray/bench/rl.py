@@ -37,7 +37,7 @@ class Updates:
     seconds: float
     episodes: int
     parts: Mapping[str, float]
-    """Mean seconds of an update by part, and the mean length of an answer, as the trainer reports them."""
+    """Mean seconds of an update's parts, where the trainer tells them apart, and the mean length of an answer."""
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -91,7 +91,7 @@ def _branch(lab: Laboratory, training: Any, repetition: int) -> Updates:
     counted = rows[1:]
     parts = {
         name: sum(row[f"seconds_{name}"] for row in counted) / len(counted)
-        for name in ("generate", "learn", "sync")
+        for name in ("generate", "judge", "learn", "sync")
     }
     tokens = sum(row["tokens"] for row in counted) / (len(counted) * lab.study.rl.episodes)
     return Updates(ends[-1] - ends[0], lab.study.rl.episodes * len(counted), {**parts, "tokens": tokens})
@@ -163,18 +163,30 @@ class TrlUpdates:
         import tempfile
 
         import torch
-        from transformers import AutoModelForCausalLM, TrainerCallback
+        from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
         from trl import GRPOConfig, GRPOTrainer
 
         ends: list[float] = []
+        generating: list[float] = []
+        logged: dict[str, float] = {}
 
         class Clock(TrainerCallback):
             def on_step_end(self, *_: Any, **__: Any) -> None:
                 ends.append(time.perf_counter())
 
+            def on_log(self, *_: Any, **named: Any) -> None:
+                logged.update(named["logs"])
+
+        class Trainer(GRPOTrainer):
+            def _generate_single_turn(self, *arguments: Any, **named: Any) -> Any:
+                start = time.perf_counter()
+                result = super()._generate_single_turn(*arguments, **named)
+                generating.append(time.perf_counter() - start)
+                return result
+
         settings = self._settings
         with tempfile.TemporaryDirectory(prefix="bench-trl-") as output:
-            trainer = GRPOTrainer(
+            trainer = Trainer(
                 model=AutoModelForCausalLM.from_pretrained(self._directory, dtype=torch.float32),
                 reward_funcs=self._reward,
                 args=GRPOConfig(
@@ -201,13 +213,12 @@ class TrlUpdates:
                 processing_class=self._chat.tokenizer,
                 callbacks=[Clock()],
             )
+            trainer.remove_callback(PrinterCallback)
             trainer.train()
         if len(ends) != updates + 1:
             raise RuntimeError(f"TRL made {len(ends)} updates instead of {updates + 1}")
-        return Updates(ends[-1] - ends[0], settings.episodes * updates, _trl_parts(trainer))
-
-
-def _trl_parts(trainer: Any) -> dict[str, float]:
-    """The mean length of an answer, from TRL's own metrics of all updates."""
-    lengths = trainer._metrics["train"].get("completions/mean_length", [])
-    return {"tokens": sum(lengths) / len(lengths)} if lengths else {}
+        parts = {
+            "generate": sum(generating[1:]) / updates,
+            "tokens": float(logged["completions/mean_length"]),
+        }
+        return Updates(ends[-1] - ends[0], settings.episodes * updates, parts)

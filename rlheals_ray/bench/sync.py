@@ -7,6 +7,7 @@ the engine and not on the way there; it is measured apart, on a real engine.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from argparse import ArgumentParser, Namespace
@@ -35,6 +36,12 @@ MB = 10**6
 TENSOR_MB = 4
 """Size of most tensors: that of a 1024 x 1024 matrix in float32."""
 PAGE = 4096
+COPIES = {
+    "clone": "torch.clone",
+    "warm": "a copy into warm memory",
+    "cores": "a copy into warm memory by all cores",
+}
+"""Ways to copy the same bytes, the denominator first."""
 
 
 @dataclass(frozen=True)
@@ -100,25 +107,29 @@ def _measure(
     arms: dict[str, Any] = {}
     for count in options.readers:
         arms[f"{count}"] = lambda _, n=count: ray.get(learner.send.remote(list(readers[:n])))
-        for way in ("clone", "warm"):
-            arms[f"{way} {count}"] = lambda _, w=way: ray.get(learner.copy.remote(w))
+        arms[f"clone {count}"] = lambda _: ray.get(learner.copy.remote("clone"))
+    for way in COPIES:
+        arms[way] = lambda _, w=way: ray.get(learner.copy.remote(w))
     alternate(arms, 1)
     made = alternate(arms, options.repetitions)
-    alone = None
+    alone: Figure | None = None
     for count in options.readers:
         name = f"{size} MB, {count} reader{'s' if count > 1 else ''}"
         transport = Figure(f"{name}, transport", "s", tuple(t.whole for t in made[f"{count}"]))
-        alone = alone or transport
-        clone = Figure(f"{name}, beside it torch.clone", "s", tuple(made[f"clone {count}"]))
-        warm = Figure(f"{name}, beside it a copy into warm memory", "s", tuple(made[f"warm {count}"]))
+        clone = Figure(f"{name}, beside it {COPIES['clone']}", "s", tuple(made[f"clone {count}"]))
         target = at_most(3) if size >= 500 and count == 1 else None
-        ratios.append(transport.over(clone, f"{name}: transport ÷ torch.clone", target=target))
-        ratios.append(transport.over(warm, f"{name}: transport ÷ a copy into warm memory"))
-        if count > 1:
+        ratios.append(transport.over(clone, f"{name}: transport ÷ {COPIES['clone']}", target=target))
+        if alone is not None:
             ratios.append(transport.over(alone, f"{name}: transport ÷ that to {options.readers[0]}"))
-        figures += [transport, clone, warm]
+        alone = alone or transport
+        figures += [transport, clone]
         for part in ("publish", "read", "mapped"):
             figures.append(Figure(f"{name}, {part}", "s", tuple(getattr(t, part) for t in made[f"{count}"])))
+    for way, label in COPIES.items():
+        copy = Figure(f"{size} MB, {label}", "s", tuple(made[way]))
+        figures.append(copy)
+        if way != "clone" and alone is not None:
+            ratios.append(alone.over(copy, f"{size} MB, {options.readers[0]} reader: transport ÷ {label}"))
 
 
 def _measure_engine(
@@ -231,16 +242,20 @@ class Learner:
         return time.perf_counter() - start
 
     def copy(self, way: str) -> float:
-        """Seconds of a copy of every tensor: `clone` into new memory, or into `warm` memory of an earlier one."""
+        """Seconds that a copy of every tensor takes, in one of the COPIES."""
+        import torch
+
+        torch.set_num_threads((os.cpu_count() or 1) if way == "cores" else THREADS)
         start = time.perf_counter()
         if way == "clone":
-            kept = [tensor.clone() for tensor in self._tensors.values()]
+            copies = [tensor.clone() for tensor in self._tensors.values()]
         else:
-            for target, tensor in zip(self._warm, self._tensors.values(), strict=True):
+            copies = self._warm
+            for target, tensor in zip(copies, self._tensors.values(), strict=True):
                 target.copy_(tensor)
-            kept = self._warm
-        seconds = time.perf_counter() - start
-        del kept
+        seconds = time.perf_counter() - start  # before the copies are freed
+        torch.set_num_threads(THREADS)
+        del copies
         return seconds
 
 
@@ -277,6 +292,6 @@ NOTES = (
     "hand with every page touched (publish + read). mapped: of reading, the time until the tensors are in hand.",
     "torch.clone of every tensor, by one thread, is the denominator: the plain copy a user would write, into new "
     "memory, which the kernel has to hand out first. Transport does the same into the object store's memory, "
-    "which is new at the first transport alone. The copy into warm memory is the stricter one, shown beside.",
-    "The store itself copies with several threads (Ray's default).",
+    "which is new at the first transport alone. The store copies with several threads of its own (Ray's default), "
+    "hence the copies into warm memory, by one thread and by all cores: the stricter comparisons.",
 )
