@@ -19,7 +19,7 @@ from ray.tune.logger import LoggerCallback
 from ray.tune.result import TRAINING_ITERATION
 
 from rlheals_ray import tables
-from rlheals_ray.config import Study
+from rlheals_ray.config import Study, WandbSettings
 from rlheals_ray.storage import StudyFiles
 
 _IDENTITY = ("recipe", "algorithm", "seed", "sft_step", "rl_step")
@@ -140,20 +140,7 @@ def trackers(study: Study, files: StudyFiles) -> list[Tracker]:
     if wanted.tensorboard:
         found.append(Tracker("TensorBoard", TensorBoardCurves(files.root / "tune" / "tensorboard")))
     if wanted.wandb:
-        from ray.air.integrations.wandb import WandbLoggerCallback
-
-        directory = files.root / "wandb"
-        directory.mkdir(parents=True, exist_ok=True)
-        if wanted.wandb.mode == "offline":
-            os.environ["WANDB_MODE"] = "offline"  # Ray asks for a key otherwise, offline or not
-        logger = WandbLoggerCallback(
-            project=wanted.wandb.project,
-            group=study.name,
-            entity=wanted.wandb.entity,
-            mode=wanted.wandb.mode,
-            dir=str(directory),
-        )
-        found.append(Tracker("Weights & Biases", logger))
+        found.append(Tracker("Weights & Biases", _wandb(study.name, wanted.wandb, files.root / "wandb")))
     if wanted.mlflow:
         from ray.air.integrations.mlflow import MLflowLoggerCallback
 
@@ -170,3 +157,23 @@ def trackers(study: Study, files: StudyFiles) -> list[Tracker]:
             )
         )
     return found
+
+
+def _wandb(group: str, wanted: WandbSettings, directory: Path) -> LoggerCallback:
+    from ray.air.integrations.wandb import WandbLoggerCallback, _WandbLoggingActor
+
+    class Flushing(_WandbLoggingActor):
+        def run(self) -> None:
+            """Ray's, but ends W&B's own process too: it writes its last records late, and Ray would kill it first."""
+            super().run()
+            self._wandb.teardown()
+
+    class Wandb(WandbLoggerCallback):
+        _logger_actor_cls = Flushing
+
+    directory.mkdir(parents=True, exist_ok=True)
+    if wanted.mode == "offline":
+        os.environ["WANDB_MODE"] = "offline"  # Ray asks for a key otherwise, offline or not
+    return Wandb(
+        project=wanted.project, entity=wanted.entity, mode=wanted.mode, group=group, dir=str(directory)
+    )
