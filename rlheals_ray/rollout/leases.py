@@ -20,7 +20,7 @@ from rlheals_ray.rollout.generator import GeneratorSettings, start_generator
 from rlheals_ray.rollout.load import Load
 from rlheals_ray.rollout.progress import Progress
 from rlheals_ray.rollout.shares import Shares
-from rlheals_ray.rollout.team import Lent, Lost
+from rlheals_ray.rollout.watched import Lost, WatchedGenerator
 
 
 @dataclass
@@ -61,36 +61,36 @@ class _Lease:
         self.changed.set()
         self.changed = asyncio.Event()
 
-    async def serve(self, member: int, lent: Lent) -> None:
+    async def serve(self, member: int, generator: WatchedGenerator) -> None:
         """One member's part: load, run what is its share, again after a loss, until all is finished."""
         try:
-            await self._serve(member, lent)
+            await self._serve(member, generator)
         except BaseException:
             self.has_failed = True  # the others finish what they are running, and take no more
             raise
         finally:
             self.notify()
 
-    async def _serve(self, member: int, lent: Lent) -> None:
-        if is_lost := lent.was_lost:
+    async def _serve(self, member: int, generator: WatchedGenerator) -> None:
+        if is_lost := generator.was_lost:
             self.shares.lose(member)
         while not self.is_over:
             try:
-                if not await self._until_up_or_over(lent):
+                if not await self._until_up_or_over(generator):
                     return
-                self.seconds_sync += await lent.load(self.load, self.weights, member)
+                self.seconds_sync += await generator.load(self.load, self.weights, member)
                 if is_lost:
                     self.shares.return_(member)
                     self.notify()
                     is_lost = False
-                await self._work(member, lent)
+                await self._work(member, generator)
             except Lost:
                 self.shares.lose(member)
                 self.notify()
                 is_lost = True
 
-    async def _until_up_or_over(self, lent: Lent) -> bool:
-        up = asyncio.ensure_future(lent.up())
+    async def _until_up_or_over(self, generator: WatchedGenerator) -> bool:
+        up = asyncio.ensure_future(generator.up())
         try:
             while not up.done() and not self.is_over:
                 changed = asyncio.ensure_future(self.changed.wait())
@@ -102,7 +102,7 @@ class _Lease:
         finally:
             up.cancel()
 
-    async def _work(self, member: int, lent: Lent) -> None:
+    async def _work(self, member: int, generator: WatchedGenerator) -> None:
         if self.began is None:
             self.began = time.perf_counter()
         while not self.is_over:
@@ -110,7 +110,7 @@ class _Lease:
                 await self.changed.wait()
                 continue
             done = Progress()
-            async for block, receipt in lent.run(self.requests, places, self.sampling, self.weights):
+            async for block, receipt in generator.run(self.requests, places, self.sampling, self.weights):
                 self.shares.finish(member, receipt.places)
                 self.blocks.append(block)
                 self.seconds_engine += receipt.progress.seconds_engine - done.seconds_engine
@@ -127,7 +127,7 @@ class Leases:
         rollout = settings.rollout
         self._failures = Failures(rollout.max_failures)
         self._generators = [
-            Lent(
+            WatchedGenerator(
                 number,
                 lambda: start_generator(settings, threads=threads, num_cpus=num_cpus),
                 rollout,
@@ -136,18 +136,18 @@ class Leases:
             for number in range(rollout.generators)
         ]
         size = rollout.generators_per_branch
-        self._free: asyncio.Queue[list[Lent]] = asyncio.Queue()
+        self._free: asyncio.Queue[list[WatchedGenerator]] = asyncio.Queue()
         for first in range(0, rollout.generators, size):
             self._free.put_nowait(self._generators[first : first + size])
 
     async def start(self) -> None:
         """Start every generator; returns at once."""
-        for lent in self._generators:
-            lent.begin()
+        for generator in self._generators:
+            generator.begin()
 
     async def ready(self) -> None:
         """Wait until every generator is up; raises PoolFailed with what kept one from starting."""
-        await asyncio.gather(*(lent.up() for lent in self._generators))
+        await asyncio.gather(*(generator.up() for generator in self._generators))
 
     async def run(
         self, load: Load, requests: list[ray.ObjectRef], count: int, sampling: Sampling, weights: Weights
@@ -161,7 +161,8 @@ class Leases:
         try:
             lease = _Lease(load, requests[0], sampling, weights, Shares(count, len(team)))
             parts = await asyncio.gather(
-                *(lease.serve(member, lent) for member, lent in enumerate(team)), return_exceptions=True
+                *(lease.serve(member, generator) for member, generator in enumerate(team)),
+                return_exceptions=True,
             )
             # Only now is none of the team at work any more, and the next lease may have it.
             for error in parts:
@@ -188,4 +189,4 @@ class Leases:
 
     async def progress(self) -> list[Progress]:
         """What each generator has done; one that does not answer within a second is told by its process alone."""
-        return await asyncio.gather(*(lent.progress(1.0) for lent in self._generators))
+        return await asyncio.gather(*(generator.progress(1.0) for generator in self._generators))

@@ -3,7 +3,7 @@
 A consumer (a branch's update, a probe) has exclusive use of a team of `rollout.generators_per_branch`
 generators for one load-and-run. With one team consumers queue, with several they run side by side.
 Generators may die or hang at any moment: each episode still comes back exactly once (see leases.py,
-team.py and shares.py), and only `rollout.max_failures` losses end the study.
+watched.py and shares.py), and only `rollout.max_failures` losses end the study.
 """
 
 from __future__ import annotations

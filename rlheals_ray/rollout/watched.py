@@ -40,7 +40,7 @@ class Lost(Exception):
 
 
 @dataclass
-class Lent:
+class WatchedGenerator:
     """A generator in the pool's hands."""
 
     number: int
