@@ -9,6 +9,8 @@ from typing import Protocol
 
 import torch
 
+from rlheals_ray.rollout.episode import Sampling
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -25,17 +27,11 @@ class Engine(Protocol):
 
     name: str
 
-    def submit(
-        self,
-        request_id: str,
-        ids: Sequence[int],
-        *,
-        temperature: float,
-        max_new_tokens: int,
-        seed: int,
-        logprobs: bool,
-    ) -> None:
-        """Queue a request; it joins the running batch at the next step."""
+    def submit(self, request_id: str, ids: Sequence[int], *, sampling: Sampling, seed: int) -> None:
+        """Queue a request; it joins the running batch at the next step.
+
+        `sampling.max_attempts` is not the engine's business. Raises ValueError for a prompt that does not fit.
+        """
         ...
 
     def step(self) -> list[Completion]:
@@ -50,10 +46,21 @@ class Engine(Protocol):
         """Drop every unfinished request."""
         ...
 
+    def score(self, ids: Sequence[int]) -> list[float]:
+        """log p(ids[t] | ids[:t]) at temperature 1 for t = 1 … len(ids) - 1, as the engine would serve it.
+
+        The last one is read like the next token of a served request, from whatever is cached of its
+        prefix. Raises RuntimeError while requests are unfinished.
+        """
+        ...
+
     def load_checkpoint(self, directory: Path) -> None:
         """Replace the weights by those of a Hugging Face directory of the same architecture."""
         ...
 
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Replace the weights by named tensors, in the checkpoint's own names and shapes."""
+        """Replace the weights by named tensors, in the checkpoint's own names and shapes.
+
+        Raises ValueError when the model has tensors that the update lacks; tied ones may be left out.
+        """
         ...

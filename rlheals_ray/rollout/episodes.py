@@ -101,14 +101,8 @@ def stream_episodes(
 
     def submit(key: str, state: _Running) -> None:
         start = time.perf_counter()
-        engine.submit(
-            key,
-            state.context,
-            temperature=sampling.temperature,
-            max_new_tokens=sampling.max_new_tokens,
-            seed=state.request.turn_seed(len(state.episode.turns)),
-            logprobs=sampling.logprobs,
-        )
+        seed = state.request.turn_seed(len(state.episode.turns))
+        engine.submit(key, state.context, sampling=sampling, seed=seed)
         progress.seconds_engine += time.perf_counter() - start
         progress.submitted += 1
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import ray
 
 from rlheals_ray.config import RolloutSettings, TaskSettings
+from rlheals_ray.rollout.engines import ENGINES, make_engine
 from rlheals_ray.rollout.episode import Episode, EpisodeRequest, Sampling, Weights, WrongWeights
 from rlheals_ray.rollout.load import Load
 from rlheals_ray.rollout.progress import Progress
@@ -57,12 +58,11 @@ class Generator:
     def __init__(self, settings: GeneratorSettings) -> None:
         # Imported here, in the actor: vLLM must find its environment and have the process to itself.
         from rlheals_ray.rollout.episodes import RememberingChat
-        from rlheals_ray.rollout.vllm_engine import VllmEngine
 
         self._settings = settings.rollout
         self._task = get_task(settings.task.name, **settings.task.options)
         self._chat = RememberingChat.of(settings.architecture)
-        self._engine = VllmEngine(Path(settings.architecture), settings.rollout, self._chat.stop_ids)
+        self._engine = make_engine(Path(settings.architecture), settings.rollout, self._chat.stop_ids)
         self._weights: Weights | None = None
         self._progress = Progress(f"{ray.util.get_node_ip_address()}:{os.getpid()}")
 
@@ -137,9 +137,7 @@ def start_generator(settings: GeneratorSettings, *, threads: int, num_cpus: floa
 
     Ray restarts it when its process dies; it comes back without weights, and refuses to answer.
     """
-    from rlheals_ray.rollout.vllm_environment import ENVIRONMENT
-
-    environment = {**ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}
+    environment = {**ENGINES[settings.rollout.engine].environment, "OMP_NUM_THREADS": str(threads)}
     actor = ray.remote(concurrency_groups={"health": 1})(Generator).options(
         num_cpus=num_cpus,
         max_restarts=settings.rollout.max_failures,

@@ -19,6 +19,7 @@ from vllm.sampling_params import RequestOutputKind
 from rlheals_ray.config import RolloutSettings
 from rlheals_ray.models.checkpoint import Checkpoint
 from rlheals_ray.rollout.engine import Completion
+from rlheals_ray.rollout.episode import Sampling
 
 
 class WeightReceiver:
@@ -52,6 +53,8 @@ class VllmEngine:
             max_model_len=settings.max_model_len,
             max_num_seqs=settings.max_num_seqs,
             max_num_batched_tokens=max(8192, settings.max_model_len),
+            # A seeded request whose prompt is split over two steps fails on CPU ("does not use offset").
+            enable_chunked_prefill=False,
             logprobs_mode="processed_logprobs",
             disable_log_stats=True,
             worker_extension_cls=f"{__name__}.{WeightReceiver.__name__}",
@@ -59,21 +62,15 @@ class VllmEngine:
         self._engine = self._llm.llm_engine
         self._expected = _tensor_names(directory)
 
-    def submit(
-        self,
-        request_id: str,
-        ids: Sequence[int],
-        *,
-        temperature: float,
-        max_new_tokens: int,
-        seed: int,
-        logprobs: bool,
-    ) -> None:
+    def submit(self, request_id: str, ids: Sequence[int], *, sampling: Sampling, seed: int) -> None:
         params = SamplingParams(
-            temperature=temperature,
-            max_tokens=max_new_tokens,
-            seed=seed if temperature > 0 else None,
-            logprobs=0 if logprobs else None,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            repetition_penalty=sampling.repetition_penalty,
+            max_tokens=sampling.max_new_tokens,
+            seed=seed if sampling.temperature > 0 else None,
+            logprobs=0 if sampling.logprobs else None,
             stop_token_ids=self._stop,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -89,6 +86,25 @@ class VllmEngine:
     def abort(self) -> None:
         unfinished = list(self._engine.output_processor.request_states)
         self._engine.abort_request(unfinished, internal=True)
+
+    def score(self, ids: Sequence[int]) -> list[float]:
+        if self.busy():
+            raise RuntimeError("a sequence cannot be scored while requests are running")
+        # Two requests. That for the log-probabilities of a prompt never reads the prefix cache; what other
+        # requests are served from it shows in the token after the prefix alone, and must be asked for first.
+        last = self._serve(ids[:-1], logprobs=1, logprob_token_ids=[ids[-1]]).outputs[0].logprobs[0]
+        prompt = self._serve(ids, prompt_logprobs=0).prompt_logprobs
+        inner = [at[token].logprob for token, at in zip(ids[1:-1], prompt[1:-1], strict=True)]
+        return [*inner, last[ids[-1]].logprob]
+
+    def _serve(self, ids: Sequence[int], **wanted: Any) -> Any:
+        """One request on its own, for one token."""
+        params = SamplingParams(temperature=0.0, max_tokens=1, detokenize=False, **wanted)
+        self._engine.add_request("score", TokensPrompt(prompt_token_ids=list(ids)), params)
+        while True:
+            for output in self._engine.step():
+                if output.finished:
+                    return output
 
     def load_checkpoint(self, directory: Path) -> None:
         checkpoint = Checkpoint(directory)

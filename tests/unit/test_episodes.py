@@ -128,7 +128,7 @@ def test_an_episode_ends_where_its_next_turn_would_not_fit(
         engine = ScriptedEngine(chat, always(WRONG))
         [episode] = run_episodes(engine, game, chat, [request], SAMPLING, WEIGHTS, room)
         assert len(episode.turns) == turns and episode.solved_at is None
-        assert all(len(ids) + options["max_new_tokens"] <= room for ids, options in engine.submitted["0"])
+        assert all(len(ids) + options["sampling"].max_new_tokens <= room for ids, options in engine.submitted["0"])
 
 
 def test_no_requests_make_no_episodes(game: GeneralPoints, chat: ChatFormat) -> None:
@@ -251,7 +251,7 @@ def test_sampling_reaches_the_engine(game: GeneralPoints, chat: ChatFormat, prob
     sampling = Sampling(temperature=0.3, max_new_tokens=7, max_attempts=1)
     run_episodes(engine, game, chat, requests_of(problems[:1]), sampling, WEIGHTS, 256)
     [(_, options)] = engine.submitted["0"]
-    assert (options["temperature"], options["max_new_tokens"], options["logprobs"]) == (0.3, 7, False)
+    assert options["sampling"] == sampling
 
 
 # --- when something fails, the engine is left empty
