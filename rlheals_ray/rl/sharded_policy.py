@@ -130,7 +130,10 @@ class ShardedPolicy:
         if world()[0] == 0:
             if directory is None:
                 raise ValueError("rank 0 writes the model and needs a directory")
-            self._model.save_pretrained(directory, state_dict=tensors)
+            # Tied weights stand in a checkpoint once; gathered, they are no longer seen to be the same.
+            own = {name for name, _ in (*self._model.named_parameters(), *self._model.named_buffers())}
+            kept = {name: tensor for name, tensor in tensors.items() if name in own}
+            self._model.save_pretrained(directory, state_dict=kept)
 
     def save_state(self, directory: Path) -> None:
         """Write policy and optimiser, replacing the state in `directory` as a whole on all workers.

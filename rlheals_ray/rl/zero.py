@@ -15,6 +15,7 @@ from torch import nn
 
 from rlheals_ray.config import Sharding
 from rlheals_ray.rl.policy_state import Shards, world, write_shard
+from rlheals_ray.rl.replicated import MOMENTS
 from rlheals_ray.sharding import deepspeed_config, wrapped_name
 
 GATHER_BYTES = 64 << 20
@@ -98,13 +99,13 @@ class Zero:
     @torch.no_grad()
     def read_state(self, shards: Shards) -> None:
         own = shards.require(self.sharding, self.workers).files[world()[0]]
-        names = list(own.keys())
+        names = set(own.keys())
         for index, flat in enumerate(self._flat):
             flat.copy_(own.get_tensor(f"{index}/model"))
             self.adam.state[flat] = {
-                name.partition("/")[2]: own.get_tensor(name)
-                for name in names
-                if name.startswith(f"{index}/") and not name.endswith("/model")
+                moment: own.get_tensor(key).to("cpu" if moment == "step" else flat.device)
+                for moment in MOMENTS
+                if (key := f"{index}/{moment}") in names
             }
         self._parameters_follow()
 

@@ -33,6 +33,10 @@ JOBS: list[tuple[str, str, dict[str, Any]]] = [
     ("zero3", "zero3", {}),
     ("zero3 in micro-batches, tied", "zero3", {"micro_batches": 2, "tied": True}),
 ]
+HALF: list[tuple[str, str, dict[str, Any]]] = [
+    (f"{sharding} in bfloat16", sharding, {"precision": "bfloat16", "gradient_checkpointing": True})
+    for sharding in ("fsdp2", "zero3")
+]
 WRAPPED = {
     "ddp": "DistributedDataParallel",
     "fsdp2": "FSDPLlamaForCausalLM",
@@ -51,7 +55,7 @@ every_job = pytest.mark.parametrize(
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The outcomes of all jobs on two workers."""
     directory = tmp_path_factory.mktemp("runs")
-    on_two_workers(directory, JOBS)
+    on_two_workers(directory, [*JOBS, *HALF])
     return directory
 
 
@@ -79,21 +83,22 @@ def test_two_workers_learn_what_one_learns(
     """
     one, two = alone[options.get("tied", False)], outcome(runs, name)
     assert two.norms[0] == pytest.approx(one.norms[0], rel=1e-6)
-    assert two.norms == pytest.approx(one.norms, rel=1e-3)
+    assert two.norms == pytest.approx(one.norms, rel=1e-4)
     assert outcome(runs, name, rank=1).norms == two.norms, "the workers disagree about the norm"
     moved = distance(one.final, one.initial)
     assert moved > 0.1
-    assert distance(two.final, one.final) < 1e-3 * moved
+    assert distance(two.final, one.final) < 5e-4 * moved
 
 
-@every_job
+@pytest.mark.parametrize(("name", "sharding", "options"), JOBS[:4])
 def test_the_first_gradient_is_that_of_one_worker(
     runs: Path, alone: dict[bool, Trained], name: str, sharding: str, options: dict[str, Any]
 ) -> None:
-    """AdamW's first moment after one step is a tenth of the clipped gradient, tensor by tensor."""
+    """AdamW's first moment after one step is a tenth of the clipped gradient, tensor by tensor.
+
+    DeepSpeed's states do not tell tensors apart: its gradients are compared by their norm, above.
+    """
     one, two = alone[options.get("tied", False)].first_moments, outcome(runs, name).first_moments
-    if sharding.startswith("zero"):
-        pytest.skip("DeepSpeed lays the moments out flat; the norm and the weights are compared")
     assert one.keys() == two.keys() and one
     for key, value in one.items():
         torch.testing.assert_close(two[key], value, rtol=1e-5, atol=1e-6 * float(value.abs().max()), msg=key)
@@ -158,6 +163,18 @@ def test_a_gradient_that_is_no_number_leaves_the_weights(
     assert outcome(runs, name).unchanged_by_nan and alone[False].unchanged_by_nan
 
 
+@pytest.mark.parametrize("name", [name for name, *_ in HALF])
+def test_mixed_precision_and_recomputation_work_in_every_mode(
+    runs: Path, alone: dict[bool, Trained], name: str
+) -> None:
+    """bfloat16 has eight bits: the first norm agrees with float32's to some hundredths, not exactly."""
+    half, whole = outcome(runs, name), alone[False]
+    assert half.norms[0] == pytest.approx(whole.norms[0], rel=0.05)
+    assert half.norms[0] != pytest.approx(whole.norms[0], rel=1e-5)
+    assert {value.dtype for value in half.final.values()} == {torch.float32}
+    assert half.resumed_norms == half.norms[KEPT:]
+
+
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])
 def test_a_state_of_two_workers_goes_on_with_one(runs: Path, name: str) -> None:
     policy = ShardedPolicy(small_llama(seed=5), "none", learning_rate=1e-2, max_grad_norm=0.5)
@@ -189,7 +206,7 @@ def test_a_worker_that_dies_while_writing_leaves_the_former_state(tmp_path: Path
 
 def test_a_state_holds_tensors_only(runs: Path) -> None:
     """Safetensors and the name of the version: nothing that could be unpickled."""
-    for name, *_ in JOBS:
+    for name, *_ in [*JOBS, *HALF]:
         files = {path.suffix for path in (runs / name / "state").rglob("*") if path.is_file()}
         assert files == {".safetensors", ""}
         version = current_version(runs / name / "state")
