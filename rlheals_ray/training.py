@@ -143,12 +143,26 @@ class Training:
 
     @classmethod
     def start(
-        cls, *, groups: int, workers: int, cpus_per_worker: float, threads: int, storage: str, name: str
+        cls,
+        *,
+        groups: int,
+        workers: int,
+        cpus_per_worker: float,
+        threads: int,
+        storage: str,
+        name: str,
+        gpus_per_worker: float = 0,
     ) -> Training:
-        """Start `groups` Ray Train runs of `workers` workers each, in the background."""
+        """Start `groups` Ray Train runs of `workers` workers each, in the background.
+
+        How a model is spread over a group belongs to the work, not to the group: the same workers do
+        items of every sharding. With `gpus_per_worker` they speak NCCL for tensors on GPUs, beside gloo
+        for the others (untested: no GPU was at hand).
+        """
+        resources = {"CPU": cpus_per_worker} | ({"GPU": gpus_per_worker} if gpus_per_worker else {})
         queue = ray.remote(WorkQueue).options(num_cpus=0, max_concurrency=1000).remote()
         runs = tuple(
-            _run_group.remote(queue, f"{name}-{index}", workers, cpus_per_worker, threads, storage)
+            _run_group.remote(queue, f"{name}-{index}", workers, resources, threads, storage)
             for index in range(groups)
         )
         return cls(queue, runs)
@@ -180,9 +194,26 @@ class Training:
         ray.get(self.queue.close.remote(), timeout=10)
 
 
+def gpus_per_worker(workers: int, generators: int) -> float:
+    """1 where the cluster has a GPU for each of all training workers and generators, else 0.
+
+    A torch built without CUDA uses none. Untested: no GPU was at hand.
+    """
+    if ray.cluster_resources().get("GPU", 0) < workers + generators:
+        return 0.0
+    import torch  # only where it may matter: it takes seconds
+
+    return 1.0 if torch.backends.cuda.is_built() else 0.0
+
+
 @ray.remote(num_cpus=0)
 def _run_group(
-    queue: ray.actor.ActorHandle, name: str, workers: int, cpus: float, threads: int, storage: str
+    queue: ray.actor.ActorHandle,
+    name: str,
+    workers: int,
+    resources: Mapping[str, float],
+    threads: int,
+    storage: str,
 ) -> None:
     """One Ray Train run: the driver of a worker group."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -192,8 +223,10 @@ def _run_group(
     TorchTrainer(
         _work_until_closed,
         train_loop_config={"queue": queue, "group": name, "threads": threads},
-        torch_config=TorchConfig(backend="gloo"),
-        scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": cpus}),
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if "GPU" in resources else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu="GPU" in resources, resources_per_worker=dict(resources)
+        ),
         run_config=RunConfig(
             name=name, storage_path=storage, failure_config=FailureConfig(max_failures=MAX_RESTARTS)
         ),

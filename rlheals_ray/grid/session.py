@@ -24,7 +24,7 @@ from rlheals_ray.rollout.generator import GeneratorSettings
 from rlheals_ray.rollout.pool import Pool
 from rlheals_ray.storage import StudyFiles
 from rlheals_ray.tasks import Task, get_task
-from rlheals_ray.training import Training
+from rlheals_ray.training import Training, gpus_per_worker
 
 WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -122,10 +122,12 @@ class Session:
     def training(self) -> Training:
         """The worker groups, starting."""
         self.connect()
+        needed = self.resources
         return Training.start(
-            groups=self.resources.groups,
-            workers=self.resources.workers,
+            groups=needed.groups,
+            workers=needed.workers,
             cpus_per_worker=1,
+            gpus_per_worker=gpus_per_worker(needed.groups * needed.workers, needed.generators),
             threads=1,
             storage=str(self.files.root / "train"),
             name=self.study.name,

@@ -14,6 +14,7 @@ from typing import Any
 
 import datasets
 import torch
+import torch.distributed as dist
 from transformers import (
     AutoModelForCausalLM,
     TrainerCallback,
@@ -30,9 +31,13 @@ from rlheals_ray.models.checkpoint import copy_model
 from rlheals_ray.received import record_received
 from rlheals_ray.sft.data import Example, training_examples
 from rlheals_ray.sft.names import trunk_checkpoint
+from rlheals_ray.sharding import effective, prepare_process, trainer_arguments, wrapped_name
 from rlheals_ray.storage import StudyFiles, Unit, new_directory
 from rlheals_ray.tasks import get_task
 from rlheals_ray.training import Report
+
+_PUBLISHED = "PUBLISHED"
+"""In a saved state whose checkpoint was published: who can read it."""
 
 
 def train_trunk(study: Study, files: StudyFiles, seed: int, unit: Unit, base: str, report: Report) -> None:
@@ -56,19 +61,27 @@ def train_trunk(study: Study, files: StudyFiles, seed: int, unit: Unit, base: st
         record_received(files.received(unit), task, [example.problem for example in examples])
         if 0 in settings.steps:
             _publish(base_directory, files, trunk_checkpoint(seed, 0), unit)
+    resume_point = log.resume_point()
+    if resume_point is None and context.get_world_rank() == 0:
+        # What is left there has higher steps than the first to come, and the trainer keeps the highest.
+        shutil.rmtree(state, ignore_errors=True)
+    prepare_process(settings.sharding)
+    model = AutoModelForCausalLM.from_pretrained(base_directory, dtype=torch.float32)
     trainer = SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(base_directory, dtype=torch.float32),
-        args=_arguments(study, seed, state, context.get_world_size()),
+        model=model,
+        args=_arguments(
+            study, seed, state, context.get_world_size(), trainer_arguments(settings.sharding, model)
+        ),
         train_dataset=_dataset(examples),
         processing_class=ChatFormat.of(base_directory).tokenizer,
         callbacks=[log],
     )
-    trainer.train(resume_from_checkpoint=log.resume_point())
+    trainer.train(resume_from_checkpoint=resume_point)
     if context.get_world_rank() == 0:
         rows = log.rows(
             trainer.state.log_history,
             examples,
-            wrapped_model=type(trainer.model_wrapped).__name__,
+            wrapped_model=wrapped_name(trainer.model_wrapped),
             train_run=context.get_experiment_name(),
         )
         files.write_part("sft", unit, tables.table("sft", rows))
@@ -82,7 +95,9 @@ def _dataset(examples: list[Example]) -> datasets.Dataset:
     )
 
 
-def _arguments(study: Study, seed: int, state: Path, world_size: int) -> SFTConfig:
+def _arguments(
+    study: Study, seed: int, state: Path, world_size: int, sharding: Mapping[str, Any]
+) -> SFTConfig:
     settings = study.sft
     schedule = "constant_with_warmup" if settings.lr_schedule == "constant" else settings.lr_schedule
     return SFTConfig(
@@ -102,7 +117,6 @@ def _arguments(study: Study, seed: int, state: Path, world_size: int) -> SFTConf
         packing=False,
         remove_unused_columns=False,
         dataloader_drop_last=True,
-        use_cpu=not torch.cuda.is_available(),
         bf16=False,
         gradient_checkpointing=False,
         logging_steps=1,
@@ -111,6 +125,7 @@ def _arguments(study: Study, seed: int, state: Path, world_size: int) -> SFTConf
         report_to=[],
         disable_tqdm=True,
         seed=seed,
+        **sharding,
     )
 
 
@@ -147,15 +162,25 @@ class _TrunkLog(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        if dist.is_initialized():
+            dist.barrier()  # a state counts only when every worker has written its part
         if self._is_main:
             saved = self._state / f"checkpoint-{state.global_step}"
             _publish(saved, self._files, trunk_checkpoint(self._seed, state.global_step), self._unit)
-            (saved / "PUBLISHED").touch()
+            (saved / _PUBLISHED).write_text(self._layout)
+
+    @property
+    def _layout(self) -> str:
+        """DeepSpeed's states can be read by as many workers as wrote them, all others by any number."""
+        workers = dist.get_world_size() if dist.is_initialized() else 1
+        mode = effective(self._study.sft.sharding)
+        return f"{mode} of {workers} workers" if mode in ("zero2", "zero3") else "any workers"
 
     def resume_point(self) -> str | None:
-        """The newest saved state whose checkpoint was published."""
+        """The newest saved state whose checkpoint was published, and that these workers can read."""
         saved = sorted(
-            self._state.glob("checkpoint-*/PUBLISHED"), key=lambda p: int(p.parent.name.split("-")[1])
+            (p for p in self._state.glob(f"checkpoint-*/{_PUBLISHED}") if p.read_text() == self._layout),
+            key=lambda p: int(p.parent.name.split("-")[1]),
         )
         return str(saved[-1].parent) if saved else None
 
