@@ -33,6 +33,9 @@ RL = {
 }
 """Set once for the toy task, for every algorithm and seed."""
 
+WRAPPED = {"ppo": "LlamaForCausalLM", "grpo": "DistributedDataParallel", "rloo": "DistributedDataParallel"}
+"""What a model is wrapped in on one worker; TRL's trainers wrap it wherever there is a process group."""
+
 
 def toy_study(
     name: str, model: Path, *, generators: int = 1, sharding: str = "ddp", workers: int = 1, **rl: Any
