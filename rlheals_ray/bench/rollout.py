@@ -173,6 +173,8 @@ class BareVllm:
             max_model_len=settings.max_model_len,
             max_num_seqs=settings.max_num_seqs,
             max_num_batched_tokens=max(8192, settings.max_model_len),
+            # A seeded request whose prompt is split over two steps fails on CPU ("does not use offset").
+            enable_chunked_prefill=False,
             logprobs_mode="processed_logprobs",
             disable_log_stats=True,
         )
