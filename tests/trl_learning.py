@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +109,9 @@ def learn(
 
 
 def learn_in_a_group(
-    rank: int, port: int, results: str, settings: RLSettings, episodes: Mapping[int, Sequence[Episode]]
+    rank: int, port: int, results: str, each: Sequence[RLSettings], episodes: Mapping[int, Sequence[Episode]]
 ) -> None:
-    """`learn` of one of two gloo workers; gradients and metrics are saved as `<results>-<rank>`."""
+    """`learn` of one of two gloo workers with each of some settings; saved as `<results>-<rank>`."""
     from rlheals_ray.models.nano import tokenizer
 
     torch.set_num_threads(1)
@@ -118,9 +119,9 @@ def learn_in_a_group(
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
-    torch.distributed.init_process_group("gloo")
+    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=120))
     try:
-        steps = learn(settings, episodes.__getitem__, tokenizer([18, 24]), world_size=2)
-        torch.save({"gradients": steps.gradients, "metrics": steps.metrics}, f"{results}-{rank}")
+        done = [learn(settings, episodes.__getitem__, tokenizer([18, 24]), world_size=2) for settings in each]
+        torch.save([{"gradients": s.gradients, "metrics": s.metrics} for s in done], f"{results}-{rank}")
     finally:
         torch.distributed.destroy_process_group()

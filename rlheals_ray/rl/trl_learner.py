@@ -32,6 +32,7 @@ from rlheals_ray.rl.trl_trainers import Grpo, Rloo
 from rlheals_ray.rollout.episode import Episode, Rollout
 from rlheals_ray.rollout.load import Load
 from rlheals_ray.rollout.weight_sync import weight_sync
+from rlheals_ray.sharding import wrapped_name
 
 PROGRESS = "branch.json"
 """What makes a checkpoint of the trainer a state of the branch: written last."""
@@ -69,12 +70,14 @@ def learn_trl(branch: Branch) -> None:
     )
     episodes.trainer = trainer
     trainer.add_callback(_Updates(branch, trainer, episodes))
-    trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
-    # The trainer, its callbacks and its accelerator refer to each other: the worker that goes on to its
-    # next branch must not hold two models until the collector happens to run.
-    trainer.accelerator.free_memory()
-    del trainer, episodes, model
-    gc.collect()
+    try:
+        trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+    finally:
+        # The trainer, its callbacks and its accelerator refer to each other: the worker that goes on to its
+        # next branch must not hold two models until the collector happens to run.
+        trainer.accelerator.free_memory()
+        del trainer, episodes, model
+        gc.collect()
 
 
 class _BranchEpisodes:
@@ -140,7 +143,7 @@ class _Updates(TrainerCallback):
             metrics,
             seconds_learn=now - self._episodes.received_at,
             seconds=now - self._began,
-            wrapped_model=type(self._trainer.model_wrapped).__name__,
+            wrapped_model=wrapped_name(self._trainer.model_wrapped),
         )
         settings = self._branch.settings
         control.should_save = update in settings.budgets or update % settings.save_every == 0

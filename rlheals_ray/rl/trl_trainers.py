@@ -11,6 +11,7 @@ the generator, π/μ: with π_old = μ it is TRL's own.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -182,7 +183,9 @@ class Grpo(_Fed, GRPOTrainer):
     """GRPO on episodes; `Σ_k γᵏ r_k` is normalised within each group by TRL."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(rollout_func=_rollout, **kwargs)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "You are using 'rollout_func'")  # experimental: trl is pinned
+            super().__init__(rollout_func=_rollout, **kwargs)
         # Without these, TRL ignores the log-probabilities that a rollout function returns.
         self.use_vllm = True
         self.vllm_generation: Any = _WeightsTravelWithRequests()
