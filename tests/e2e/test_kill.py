@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(600)
 STAGES: dict[str, tuple[Callable[[Path], bool], float]] = {
     "sft": (lambda root: any((root / "state" / "sft").glob("*/checkpoint-*")), 2.0),
     "probe": (lambda root: (root / "markers" / "sft" / "seed=0.json").exists(), 5.0),
-    "rl": (lambda root: any((root / "state" / "rl").rglob("branch.safetensors")), 5.0),
+    "rl": (lambda root: any((root / "state" / "rl").rglob("CURRENT")), 5.0),
 }
 
 
