@@ -6,7 +6,7 @@ torch.set_num_threads a no-op) and reads its environment variables (vllm_environ
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,10 @@ class VllmEngine:
             logprobs_mode="processed_logprobs",
             disable_log_stats=True,
             worker_extension_cls=f"{__name__}.{WeightReceiver.__name__}",
+            **_transfer(settings),
         )
+        self.can_receive = bool(_transfer(settings))
+        """Whether nccl_sync.py may send weights straight to this engine's GPU."""
         self._engine = self._llm.llm_engine
         self._expected = _tensor_names(directory)
 
@@ -113,6 +116,24 @@ class VllmEngine:
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         sent: set[str] = set()
         self._llm.collective_rpc("load", args=(_noting(tensors, sent),))
+        self._renewed(sent)
+
+    def connect(self, init_info: dict[str, Any]) -> None:
+        """Meet the learner that sends by NCCL. UNTESTED: needs GPUs."""
+        self._llm.init_weight_transfer_engine({"init_info": init_info})
+
+    def receive(self, announced: Callable[[], dict[str, Any]]) -> None:
+        """Take over the weights that the learner announces and sends by NCCL. UNTESTED: needs GPUs."""
+        self._llm.start_weight_update()
+        update_info = announced()
+        if isinstance(update_info, Exception):
+            raise update_info
+        self._llm.update_weights({"update_info": update_info})
+        self._llm.finish_weight_update()
+        self._llm.shutdown_weight_transfer_engine()
+        self._renewed(set(update_info["names"]))
+
+    def _renewed(self, sent: set[str]) -> None:
         # The engine starts with random weights, and vLLM only logs what an update leaves out.
         if absent := self._expected - sent:
             raise ValueError(
@@ -121,6 +142,15 @@ class VllmEngine:
         # Cached keys and values belong to the old weights; serving them would be silently wrong.
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM kept its prefix cache after a weight update: requests are still running")
+
+
+def _transfer(settings: RolloutSettings) -> dict[str, Any]:
+    """The option that lets a learner send by NCCL, where the study and the machine do."""
+    if settings.weight_sync == "object_store" or not torch.cuda.is_available():
+        return {}
+    from vllm.config import WeightTransferConfig
+
+    return {"weight_transfer_config": WeightTransferConfig(backend="nccl")}
 
 
 def _noting(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +93,10 @@ def float64_logprobs(
     "more", [{}, {"repetition_penalty": 1.3}, {"top_k": 5, "repetition_penalty": 0.9}, {"top_p": 0.5}]
 )
 def test_greedy_answers_are_those_of_transformers_generate(
-    engine: TransformersEngine, model: LlamaForCausalLM, more: Mapping[str, float]
+    engine: TransformersEngine, model: LlamaForCausalLM, more: dict[str, Any]
 ) -> None:
     for prompt, completion in zip(PROMPTS, answer(engine, plain(0.0, **more)), strict=True):
-        reference = model.generate(
+        reference = model.generate(  # type: ignore[misc]  # (transformers types `self` by a protocol)
             torch.tensor([prompt]),
             do_sample=False,
             max_new_tokens=12,
