@@ -20,6 +20,7 @@ from rlheals_ray.rl.ppo import PPO
 from rlheals_ray.rl.reference import frozen_reference
 from rlheals_ray.rl.sharded_policy import ShardedPolicy
 from rlheals_ray.rollout.load import Load
+from rlheals_ray.rollout.verification import expected_of
 from rlheals_ray.rollout.weight_sync import WeightSync, weight_sync
 from rlheals_ray.sharding import prepare_process
 
@@ -34,7 +35,7 @@ def learn_ppo(branch: Branch) -> None:
     sync = weight_sync(branch.study.rollout)
     for update in range(len(branch.rows) + 1, settings.budgets[-1] + 1):
         start = time.perf_counter()
-        rollout = branch.generate(branch.requests(update), update, lambda: _publish(ppo.policy, sync))
+        rollout = branch.generate(branch.requests(update), update, lambda: _publish(branch, ppo.policy, sync))
         generated = time.perf_counter()
         batch = batch_of(rollout.episodes[branch.rank :: branch.world_size], settings.max_attempts)
         metrics = ppo.update(batch, update)
@@ -88,10 +89,13 @@ def _learner(branch: Branch) -> PPO:
     )
 
 
-def _publish(policy: ShardedPolicy, sync: WeightSync) -> Load | None:
+def _publish(branch: Branch, policy: ShardedPolicy, sync: WeightSync) -> Load | None:
     """Hand the policy's weights over from rank 0; the other ranks take part in gathering them."""
+    rollout, expected = branch.study.rollout, None
+    if rollout.verify_weights:
+        expected = expected_of(policy.module, rollout, branch.settings.precision)
     tensors = policy.named_tensors()
     if world()[0] == 0:
-        return sync.publish(tensors)
+        return sync.publish(tensors, expected)
     deque(tensors, maxlen=0)
     return None

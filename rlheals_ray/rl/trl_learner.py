@@ -31,6 +31,7 @@ from rlheals_ray.rl.trl_metrics import update_metrics
 from rlheals_ray.rl.trl_trainers import Grpo, Rloo
 from rlheals_ray.rollout.episode import Episode, Rollout
 from rlheals_ray.rollout.load import Load
+from rlheals_ray.rollout.verification import expected_of
 from rlheals_ray.rollout.weight_sync import weight_sync
 from rlheals_ray.sharding import wrapped_name
 
@@ -101,8 +102,11 @@ class _BranchEpisodes:
 
     def _publish(self) -> Load | None:
         """Hand the policy's weights over from rank 0; the other ranks take part in gathering them."""
+        rollout, expected = self._branch.study.rollout, None
+        if rollout.verify_weights:
+            expected = expected_of(self.trainer.model_wrapped, rollout, self._branch.settings.precision)
         tensors = self.trainer.accelerator.get_state_dict(self.trainer.model_wrapped)
-        return self._sync.publish(tensors.items()) if self._branch.is_main else None
+        return self._sync.publish(tensors.items(), expected) if self._branch.is_main else None
 
 
 class _Updates(TrainerCallback):
