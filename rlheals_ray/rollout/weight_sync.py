@@ -41,15 +41,22 @@ class WeightSync(Protocol):
 class ObjectStoreSync:
     """Through Ray's object store: one put, many readers, no copy on their side.
 
-    A storage that has several names (tied embeddings) is sent once.
+    A storage that has several names (tied embeddings) is sent once. With `dtype`, wider floating-point
+    tensors are rounded to it before they are sent: an engine of that dtype would do it on arrival.
     """
 
     name = "object_store"
 
     def __init__(
-        self, seconds: float = 300.0, *, checksums: bool = False, bucket_bytes: int = BUCKET_BYTES
+        self,
+        seconds: float = 300.0,
+        *,
+        checksums: bool = False,
+        dtype: torch.dtype | None = None,
+        bucket_bytes: int = BUCKET_BYTES,
     ) -> None:
         self._seconds, self._checksums, self._bucket_bytes = seconds, checksums, bucket_bytes
+        self._dtype = dtype
 
     def publish(self, named: Named, expected: Expected | None = None) -> ObjectStoreLoad:
         references: list[Any] = []
@@ -72,6 +79,8 @@ class ObjectStoreSync:
                 first = places[bucket][place]
                 places[bucket][place] = first._replace(also=(*first.also, name))
                 continue
+            if self._dtype and tensor.is_floating_point() and tensor.itemsize > self._dtype.itemsize:
+                tensor = tensor.to(self._dtype)
             if arrays and size + tensor.nbytes > self._bucket_bytes:
                 put()
             if not arrays:
@@ -93,7 +102,9 @@ def weight_sync(settings: RolloutSettings) -> WeightSync:
 
     Raises InputError for nccl without a GPU; grid/resources.py says so before anything starts.
     """
-    store = ObjectStoreSync(settings.sync_seconds, checksums=settings.verify_weights)
+    store = ObjectStoreSync(
+        settings.sync_seconds, checksums=settings.verify_weights, dtype=getattr(torch, settings.dtype)
+    )
     has_gpu = torch.cuda.is_available()
     if settings.weight_sync == "nccl" and not has_gpu:
         raise InputError(

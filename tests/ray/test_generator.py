@@ -1,7 +1,8 @@
-"""A real vLLM engine in a Ray actor: its log-probabilities, weight updates, weight identity, determinism."""
+"""Real engines in Ray actors: their log-probabilities, weight updates, weight identity, determinism."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -16,6 +17,7 @@ from transformers import LlamaForCausalLM
 from rlheals_ray.config import RolloutSettings, TaskSettings
 from rlheals_ray.models import nano
 from rlheals_ray.rl.batch import batch_of
+from rlheals_ray.rollout.engine import Engine
 from rlheals_ray.rollout.episode import Episode, EpisodeRequest, Sampling, Weights
 from rlheals_ray.rollout.generator import GeneratorSettings, start_generator
 from rlheals_ray.rollout.load import CheckpointLoad
@@ -65,13 +67,14 @@ def requests() -> list[EpisodeRequest]:
     return [EpisodeRequest(problem, ("test", i)) for i, problem in enumerate(problems)]
 
 
-@pytest.fixture(scope="module", params=["untied", "tied"])
+@pytest.fixture(scope="module", params=["vllm untied", "vllm tied", "transformers tied"])
 def served(
     request: pytest.FixtureRequest, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory
-) -> Served:
-    directory = tmp_path_factory.mktemp(request.param)
+) -> Iterator[Served]:
+    engine, embeddings = request.param.split()
+    directory = tmp_path_factory.mktemp(embeddings)
     config = nano.architecture(TARGETS)
-    config.tie_word_embeddings = request.param == "tied"
+    config.tie_word_embeddings = embeddings == "tied"
     models = []
     for seed in (0, 1):
         torch.manual_seed(seed)
@@ -80,9 +83,9 @@ def served(
         for name, weight in models[-1].named_parameters():
             weight.data.mul_(1 if "norm" in name else 5 if "embed" in name or "head" in name else 10)
     nano.save(models[0], TARGETS, directory)
-    settings = GeneratorSettings(str(directory), TASK, RolloutSettings())
+    settings = GeneratorSettings(str(directory), TASK, RolloutSettings(engine=engine))
     generator = start_generator(settings, threads=1, num_cpus=1)
-    assert ray.get(generator.ready.remote()).engine == "vllm"
+    assert ray.get(generator.ready.remote()).engine == engine
     yield Served(generator, (models[0], models[1]), directory)
     ray.kill(generator)
 
@@ -108,6 +111,18 @@ def test_log_probabilities_are_those_of_the_sampling_distribution_after_every_we
         assert mismatch(served.models[version], episodes) < 1e-3
         assert mismatch(served.models[1 - version], episodes) > 0.1, "the other weights would pass as well"
         assert all(turn.weights == weights for episode in episodes for turn in episode.turns)
+
+
+@dataclass(frozen=True)
+class Imported:
+    """Loads nothing; raises when vLLM was imported into the generator's process."""
+
+    def into(self, engine: Engine, index: int) -> None:
+        assert ("vllm" in sys.modules) == (engine.name == "vllm")
+
+
+def test_only_vllm_s_own_generator_imports_it(served: Served) -> None:
+    ray.get(served.generator.load.remote(Imported(), Weights("none")))
 
 
 def test_the_same_request_gives_the_same_episode(served: Served) -> None:

@@ -82,6 +82,17 @@ def test_every_tensor_arrives_bit_for_bit_and_one_storage_is_sent_once(
     assert sent_bytes(load) == sum(parameter.nbytes for parameter in model.parameters())
 
 
+def test_what_an_engine_would_round_is_rounded_before_it_is_sent(ray_cluster: None) -> None:
+    model = nano_model(0)
+    load = ObjectStoreSync(dtype=torch.bfloat16).publish(
+        [*named_tensors(model), ("counts", torch.tensor([1]))]
+    )
+    arrived = ray.get(received.remote(load))
+    assert torch.equal(arrived.pop("counts"), torch.tensor([1]))
+    assert all(torch.equal(arrived[name], tensor.bfloat16()) for name, tensor in model.state_dict().items())
+    assert sent_bytes(load) == 8 + sum(2 * parameter.numel() for parameter in model.parameters())
+
+
 def test_views_scalars_and_empty_tensors_arrive_too(ray_cluster: None) -> None:
     base = torch.arange(24.0).reshape(4, 6)
     sent = {

@@ -128,7 +128,9 @@ def test_an_episode_ends_where_its_next_turn_would_not_fit(
         engine = ScriptedEngine(chat, always(WRONG))
         [episode] = run_episodes(engine, game, chat, [request], SAMPLING, WEIGHTS, room)
         assert len(episode.turns) == turns and episode.solved_at is None
-        assert all(len(ids) + options["sampling"].max_new_tokens <= room for ids, options in engine.submitted["0"])
+        assert all(
+            len(ids) + options["sampling"].max_new_tokens <= room for ids, options in engine.submitted["0"]
+        )
 
 
 def test_no_requests_make_no_episodes(game: GeneralPoints, chat: ChatFormat) -> None:
@@ -244,6 +246,13 @@ def test_nearby_seeds_do_not_meet(problems: list[Problem]) -> None:
         for seed in range(6) for update in range(12) for index in range(12) for turn in range(3)
     }  # fmt: skip
     assert len(seeds) == 6 * 12 * 12 * 3
+
+
+@pytest.mark.parametrize("filtered", [{"top_p": 0.9}, {"top_k": 5}, {"repetition_penalty": 1.1}])
+def test_a_filter_is_for_probes_never_for_log_probabilities_to_learn_from(filtered: dict[str, Any]) -> None:
+    assert not Sampling(1.0, 8, 1, **filtered).logprobs
+    with pytest.raises(ValueError, match="log-probabilities for learning need top_p=1, top_k=0"):
+        Sampling(1.0, 8, 1, logprobs=True, **filtered)
 
 
 def test_sampling_reaches_the_engine(game: GeneralPoints, chat: ChatFormat, problems: list[Problem]) -> None:
