@@ -132,7 +132,7 @@ def test_gathered_tensors_go_a_bucket_at_a_time_and_are_never_taken_for_one_anot
 def test_the_store_has_its_memory_back_when_the_last_holder_lets_go(ray_cluster: None) -> None:
     counts = ray._private.worker.global_worker.core_worker.get_all_reference_counts
     load = ObjectStoreSync().publish(named_tensors(nano_model(0)))
-    [key] = [reference.hex() for reference in load.buckets]
+    [key] = [reference.hex().encode() for reference in load.buckets]
     ray.get(received.remote(load))
     assert key in counts(), "the learner may still need it: a replaced generator loads again"
     del load
