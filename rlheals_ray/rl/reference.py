@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +21,8 @@ def frozen_reference(
 
     Divided over the workers where the policy's own parameters are, else whole on each of them.
     """
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).to(device).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    model = model.to(device).eval()
     if world()[1] > 1 and sharding in ("fsdp2", "zero3"):
         # Never stepped: its optimiser stays empty.
         return ShardedPolicy(model, sharding, learning_rate=0.0, precision=precision).module

@@ -153,8 +153,7 @@ def test_fsdp2_trains_the_trunk_that_plain_training_does(
     check(laboratory.train("fsdp2"), "fsdp2", reference)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("sharding", ["zero2", "ddp", "zero3"])
+@pytest.mark.parametrize("sharding", ["ddp", "zero3", pytest.param("zero2", marks=pytest.mark.slow)])
 def test_so_do_the_other_modes_one_after_the_other_in_the_same_processes(
     laboratory: Laboratory, reference: tuple[list[float], dict[str, torch.Tensor]], sharding: str
 ) -> None:
