@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 
@@ -66,38 +67,35 @@ def test_a_place_cannot_be_finished_twice_nor_by_another_nor_left_out() -> None:
         shares.end(0)
 
 
-@given(st.integers(0, 40), st.integers(1, 5), st.data())
+@given(st.integers(0, 40), st.integers(1, 5), st.integers(0, 12), st.integers())
 def test_every_place_is_finished_exactly_once_under_any_losses(
-    count: int, members: int, data: st.DataObject
+    count: int, members: int, losses: int, seed: int
 ) -> None:
-    """Members take, finish some, die and come back in any order; nothing is lost and nothing doubled."""
+    """Members take, finish some, die and come back in any order; nothing is lost, nothing doubled, nobody stuck."""
+    rng = random.Random(seed)
     shares, finished = Shares(count, members), []
-    running: dict[int, list[int]] = {member: [] for member in range(members)}
+    running: list[list[int]] = [[] for _ in range(members)]
     up = set(range(members))
-    losses = data.draw(st.integers(0, 12))
+    rounds = 0
     while not shares.done:
-        member = data.draw(st.sampled_from(range(members)))
+        rounds += 1
+        assert rounds < 2000, "what is unfinished waits for nobody"
+        member = rng.randrange(members)
         if member not in up:
             shares.return_(member)
             up.add(member)
-            continue
-        if not running[member]:
-            running[member] = shares.take(member)
-        if losses and data.draw(st.booleans()):
+        elif losses and rng.random() < 0.3:
             losses -= 1
             shares.lose(member)
-            up.discard(member)
+            up.remove(member)
             running[member] = []
-            continue
-        some = data.draw(st.integers(0, len(running[member]))) if losses else len(running[member])
-        done, running[member] = running[member][:some], running[member][some:]
-        shares.finish(member, done)
-        finished += done
-        # A waiting member must be able to go on: whatever is unfinished runs or waits with someone up.
-        if not any(running.values()) and up == set(range(members)):
-            waiting = {other: shares.take(other) for other in up}
-            running.update(waiting)
-            assert shares.done or any(waiting.values())
+        elif not running[member]:
+            running[member] = shares.take(member)
+        else:
+            some = rng.randint(0, len(running[member]))
+            done, running[member] = running[member][:some], running[member][some:]
+            shares.finish(member, done)
+            finished += done
     assert sorted(finished) == list(range(count))
 
 
