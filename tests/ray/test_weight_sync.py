@@ -186,13 +186,16 @@ class Faulty:
             else:
                 from rlheals_ray.rollout.vllm_engine import WeightReceiver
 
-                patch.setattr(
-                    WeightReceiver,
-                    "load",
-                    lambda worker, tensors: worker.model_runner.reload_weights(
-                        weights_iterator=tensors, is_checkpoint_format=True
-                    ),
-                )
+                renew = WeightReceiver.load
+
+                def load(worker: WeightReceiver, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
+                    head = worker.model_runner.get_model().lm_head
+                    old = head.weight.detach().clone()
+                    renew(worker, tensors)
+                    # What a head packed for the CPU's kernels is when nobody packs it again.
+                    head.cpu_linear = lambda x, weight, bias: torch.nn.functional.linear(x, old, bias)
+
+                patch.setattr(WeightReceiver, "load", load)
             self.load.into(engine, index)
 
 
