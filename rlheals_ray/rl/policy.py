@@ -25,6 +25,10 @@ class Evaluation:
     features: torch.Tensor
     """(B, A, hidden) float32: last hidden states before the actions, detached."""
 
+    def detached(self) -> Evaluation:
+        """The same figures without their gradients."""
+        return Evaluation(*(getattr(self, name).detach() for name in self.__dataclass_fields__))
+
 
 def evaluate(module: nn.Module, batch: Batch, actions: Actions, temperature: float) -> Evaluation:
     """Score a batch with `module`; gradients flow through log-probabilities and entropy only."""
@@ -32,7 +36,7 @@ def evaluate(module: nn.Module, batch: Batch, actions: Actions, temperature: flo
     # What follows the last answer is never looked at, and a micro-batch may be shorter than its batch.
     length = int(own.any(0).nonzero().max()) + 1
     # Episodes are right-padded and attention is causal: no real token sees padding.
-    output = module(input_ids=batch.ids[:, :length], output_hidden_states=True)
+    output = module(input_ids=batch.ids[:, :length], output_hidden_states=True, use_cache=False)
     # The logits at t - 1 gave the token at t. Only those of the model's tokens are kept: the environment's
     # teach nothing, and with a large vocabulary the distributions are what fills the memory.
     drawn = own[:, 1:length]

@@ -5,7 +5,7 @@ An action is a turn or a token (actions.py); nothing here depends on which.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,8 @@ class Experience:
     """(B, A): what the critic learns."""
     reference: torch.Tensor | None
     """(B, T): log-probabilities of the tokens under the frozen reference, where there is one."""
+    scored: Evaluation | None = None
+    """The forward pass that found all this, gradients included, where the first step can learn from it."""
 
 
 @dataclass
@@ -76,7 +78,9 @@ class PPO:
         settings = self.settings
         batch = batch.to(self.policy.device)
         actions = actions_of(batch, settings)
-        before = self._score(self.policy.module, batch, actions)
+        learns = update > settings.critic_warmup
+        scored = self._scored_with_gradients(batch, actions) if learns and self._is_one_step else None
+        before = scored.detached() if scored else self._score(self.policy.module, batch, actions)
         require_finite(
             update,
             **{
@@ -85,13 +89,14 @@ class PPO:
             },
         )
         experience, advantages = self._experience(batch, actions, before, first=update == 1)
+        experience = replace(experience, scored=scored)
         everyone = gathered(advantages[actions.exists])
         require_finite(update, **{"an advantage": float(everyone.sum())})
         tokens = total(float(batch.own.sum()))
         metrics: dict[str, Any] = {"entropy": total(float(before.entropy)) / tokens, "learning_rate": 0.0}
         if experience.reference is not None:
             metrics["reference_kl"] = mean_kl(before.token_logprobs, experience.reference, batch.own, tokens)
-        if update > settings.critic_warmup:
+        if learns:
             self.policy.learning_rate = learning_rate(settings, update)
             metrics["learning_rate"] = self.policy.learning_rate
             metrics |= self._learn_policy(experience, update)
@@ -105,6 +110,16 @@ class PPO:
         metrics |= mismatch(batch.logprobs, before.token_logprobs, batch.own, tokens)
         require_finite(update, **metrics)
         return metrics
+
+    @property
+    def _is_one_step(self) -> bool:
+        """Whether an update is a single step on all episodes at once: then one forward pass serves it all."""
+        settings = self.settings
+        return settings.epochs == settings.minibatches == 1 and settings.micro_batch is None
+
+    def _scored_with_gradients(self, batch: Batch, actions: Actions) -> Evaluation:
+        with self.policy.autocast():
+            return evaluate(self.policy.module, batch, actions, self.settings.temperature)
 
     @torch.no_grad()
     def _experience(
@@ -171,8 +186,7 @@ class PPO:
         """
         settings = self.settings
         batch, taken = experience.batch.rows(rows), experience.actions.rows(rows)
-        with self.policy.autocast():
-            scored = evaluate(self.policy.module, batch, taken, settings.temperature)
+        scored = experience.scored or self._scored_with_gradients(batch, taken)
         surrogate, clipped = policy_loss(
             scored.logprobs,
             experience.old_logprobs[rows],

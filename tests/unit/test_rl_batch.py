@@ -109,7 +109,9 @@ class Logits(nn.Module):
         super().__init__()
         self.logits = nn.Parameter(torch.randn(*shape, VOCABULARY))
 
-    def forward(self, input_ids: torch.Tensor, output_hidden_states: bool) -> SimpleNamespace:
+    def forward(
+        self, input_ids: torch.Tensor, output_hidden_states: bool, use_cache: bool
+    ) -> SimpleNamespace:
         return SimpleNamespace(logits=self.logits, hidden_states=(torch.zeros(*input_ids.shape, HIDDEN),))
 
 
