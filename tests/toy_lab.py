@@ -22,8 +22,9 @@ ATTEMPTS, NEW_TOKENS = 2, 2
 
 RL = {
     "from_steps": [0],
-    "budgets": [0, 32],
-    "learning_rate": 4e-3,
+    "budgets": [0, 64],
+    "learning_rate": 2.5e-3,
+    "lr_schedule": "linear",
     "episodes": 256,
     "max_attempts": ATTEMPTS,
     "max_new_tokens": NEW_TOKENS,
@@ -31,7 +32,8 @@ RL = {
     "clip": 0.2,
     "advantage_floor": 0.1,
 }
-"""Set once for the toy task, for every algorithm and seed."""
+"""Set once for the toy task, for every algorithm and seed; found with seeds 10 to 15, which no test uses.
+At 4e-3 an unlucky branch now and then settles on a wrong colour for one of the keys: nothing here explores."""
 
 WRAPPED = {"ppo": "LlamaForCausalLM", "grpo": "DistributedDataParallel", "rloo": "DistributedDataParallel"}
 """What a model is wrapped in on one worker; TRL's trainers wrap it wherever there is a process group."""
