@@ -53,6 +53,7 @@ def trl_arguments(
         optim="adamw_torch",
         max_grad_norm=settings.max_grad_norm,
         disable_dropout=True,
+        ddp_find_unused_parameters=False,
         gradient_checkpointing=settings.gradient_checkpointing,
         bf16=settings.precision == "bfloat16",
         # Kept by the callback, when an update is complete.

@@ -320,4 +320,5 @@ def test_two_workers_with_half_the_episodes_each_are_one_with_all(tmp_path: Path
                         half["gradients"][step][name], gradient, atol=1e-5, rtol=1e-3, msg=where
                     )
             for ours, expected in zip(half["metrics"], whole.metrics, strict=True):
-                assert ours == pytest.approx(expected, rel=1e-3, abs=1e-5)
+                known = {name: value for name, value in expected.items() if value is not None}
+                assert {name: ours[name] for name in known} == pytest.approx(known, rel=1e-3, abs=1e-5)
