@@ -49,7 +49,8 @@ def kill_in(stage: str, storage: Path) -> str:
 
 def comparable(table: pa.Table) -> list[dict[str, object]]:
     """Rows without what no rerun can repeat: seconds, and the name of the run that made them."""
-    dropped = {name for name in table.schema.names if name.startswith("seconds")} | {"train_run"}
+    dropped = {name for name in table.schema.names if name.startswith("seconds")}
+    dropped |= {"train_run", "tokens_per_second", "idle_share"}
     rows: list[dict[str, object]] = table.drop_columns(sorted(dropped & set(table.schema.names))).to_pylist()
     return rows
 
