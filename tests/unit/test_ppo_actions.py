@@ -52,7 +52,7 @@ def test_a_turn_without_tokens_has_nobody_to_reward() -> None:
 @pytest.mark.parametrize("level", ["turn", "token"])
 def test_sums_over_actions_are_those_of_a_loop(level: str) -> None:
     batch = batch_of(random_episodes(20, 3), max_attempts=3)
-    actions = actions_of(batch, RLSettings(level=level))
+    actions = actions_of(batch, at_level(level))
     values = torch.randn(batch.ids.shape, dtype=torch.float64)
     expected = torch.zeros(actions.exists.shape, dtype=torch.float64)
     for row, column in batch.own.nonzero().tolist():
@@ -119,7 +119,7 @@ def test_turns_of_one_token_are_the_same_at_both_levels() -> None:
         for rewards in ([-3.0, 5.0], [-1.0, -2.0, 5.0])
     ]
     batch = batch_of(made, max_attempts=3)
-    turns, tokens = (actions_of(batch, replace_level(level)) for level in ("turn", "token"))
+    turns, tokens = (actions_of(batch, at_level(level)) for level in ("turn", "token"))
     for name in ("action_of", "state", "rewards", "exists"):
         assert torch.equal(getattr(turns, name), getattr(tokens, name)), name
     values = torch.randn(2, 3)
@@ -131,7 +131,7 @@ def test_turns_of_one_token_are_the_same_at_both_levels() -> None:
         torch.testing.assert_close(one, other)
 
 
-def replace_level(level: str) -> RLSettings:
+def at_level(level: str) -> RLSettings:
     return TOKENS.model_copy(update={"level": level})
 
 
@@ -139,7 +139,7 @@ def test_log_probabilities_of_the_environment_s_tokens_count_nowhere() -> None:
     batch = batch_of(random_episodes(6, 3), max_attempts=3)
     noisy = replace(batch, logprobs=torch.where(batch.own, batch.logprobs, torch.randn(batch.ids.shape)))
     for level in ("turn", "token"):
-        actions = actions_of(batch, replace_level(level))
+        actions = actions_of(batch, at_level(level))
         count = actions.exists.shape[1]
         clean = per_action(batch.logprobs, actions.action_of, count)
         assert torch.equal(per_action(noisy.logprobs, actions.action_of, count), clean)

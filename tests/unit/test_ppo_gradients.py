@@ -192,7 +192,7 @@ def test_the_penalty_is_the_divergence_itself_in_mean_value_and_in_mean_gradient
     generator = (logits + moved * torch.randn(7, dtype=torch.float64)).detach().log_softmax(0)
     reference = torch.randn(7, dtype=torch.float64).log_softmax(0)
     own = torch.ones(1, 1, dtype=torch.bool)
-    mean = sum(
+    terms = [
         generator[token].exp()
         * reference_penalty(
             logits.log_softmax(0)[token].view(1, 1),
@@ -201,7 +201,8 @@ def test_the_penalty_is_the_divergence_itself_in_mean_value_and_in_mean_gradient
             own,
         )
         for token in range(7)
-    )
+    ]
+    mean = torch.stack(terms).sum()
     divergence = kl_divergence(Categorical(logits=logits), Categorical(logits=reference))
     torch.testing.assert_close(mean, divergence)
     torch.testing.assert_close(torch.autograd.grad(mean, logits), torch.autograd.grad(divergence, logits))
@@ -229,7 +230,8 @@ def test_minibatches_of_a_pass_share_its_episodes_out(level: str) -> None:
     assert len(whole) == 1 and len(halves) == 2
     counts = actions_of_minibatches(SETTINGS.model_copy(update=still | {"minibatches": 2}))
     mean = {
-        name: sum(n * half[name] for n, half in zip(counts, halves, strict=True)) / sum(counts)
+        name: torch.stack([n * half[name] for n, half in zip(counts, halves, strict=True)]).sum(0)
+        / sum(counts)
         for name in whole[0]
     }
     assert_same(mean, whole[0])

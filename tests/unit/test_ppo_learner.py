@@ -40,9 +40,10 @@ class Alone(Branch):
     def __init__(self, root: Path, directory: Path, interrupt: int | None = None) -> None:
         self.study = load_study("nano", OVERRIDES)
         self.settings = self.study.rl
+        no_pool: Any = None
         self.spec = BranchSpec(
-            self.study, StudyFiles(root), None, seed=1, sft_step=4, unit=Unit("rl/b", "f"), start="-"
-        )  # type: ignore[arg-type]
+            self.study, StudyFiles(root), no_pool, seed=1, sft_step=4, unit=Unit("rl/b", "f"), start="-"
+        )
         self.rank, self.world_size, self.train_run = 0, 1, "test"
         self.start_directory = directory
         self.tokenizer = ChatFormat.of(directory).tokenizer
@@ -63,7 +64,7 @@ class Alone(Branch):
         episodes = [replace(one, weights=Weights("f", update - 1)) for one in made]
         return Rollout(episodes, "none", seconds=1.0, seconds_engine=0.5, seconds_judge=0.0, seconds_sync=0.0)
 
-    def outcome(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    def outcome(self) -> tuple[dict[int, Any], list[dict[str, Any]]]:
         """Weights at each budget, and the rows without what was timed."""
         weights = {
             budget: load_file(

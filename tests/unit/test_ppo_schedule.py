@@ -12,7 +12,9 @@ from tests.learning import learner, on_policy, random_episodes, tiny_llama
 @pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
 @pytest.mark.parametrize("warmup", [0, 4])
 def test_every_update_has_the_rate_of_transformers_scheduler(name: str, warmup: int) -> None:
-    settings = RLSettings(learning_rate=2e-4, lr_schedule=name, warmup_steps=warmup, budgets=(0, 10, 20))
+    settings = RLSettings.model_validate(
+        {"learning_rate": 2e-4, "lr_schedule": name, "warmup_steps": warmup, "budgets": [0, 10, 20]}
+    )
     optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=2e-4)
     theirs = "constant_with_warmup" if name == "constant" else name
     scheduler = transformers.get_scheduler(theirs, optimizer, warmup, num_training_steps=20)

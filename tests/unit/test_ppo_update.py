@@ -253,6 +253,7 @@ def test_cheaper_arithmetic_learns_the_same_up_to_its_precision(changes: dict[st
 
 
 GROUP_SETTINGS = [
+    SETTINGS,
     SETTINGS.model_copy(update={"entropy_coefficient": 0.01, "epochs": 2}),
     SETTINGS.model_copy(update={"level": "token", "kl_coefficient": 0.1, "micro_batch": 2}),
 ]
