@@ -83,7 +83,7 @@ def start(directory: Path, **settings: float) -> Pooled:
     model = nano.untrained(TARGETS, seed=0).eval()
     nano.save(model, TARGETS, directory)
     rollout = RolloutSettings(**settings)
-    pool = Pool.start(GeneratorSettings(str(directory), TASK, rollout), threads=1, num_cpus=1)
+    pool = Pool.start(GeneratorSettings(str(directory), TASK, rollout), threads=1, num_cpus=0.5)
     pool.wait_ready()
     return Pooled(pool, model, directory)
 
