@@ -53,16 +53,44 @@ SPECTRA = _schema(
     turn=_f, delta_norm=_f, effective_rank_a=_f, effective_rank_b=_f, looks_random=_b,
     drift_abs_mean=_f, drift_abs_max=_f, alignment_u=_f, alignment_v=_f, chordal_u=_f, chordal_v=_f,
     null_angle_v=_f, noise_angle_u=_f, noise_angle_v=_f, effective_rank_delta=_f,
+    random_power=_f,
 )  # fmt: skip
+UPDATES = _schema(
+    seed=_i, a=_s, b=_s, c=_s, matrix=_s, layer=_i, role=_s, k=_i, cosine=_f, angle_u_mean=_f,
+    angle_u_max=_f, angle_v_mean=_f, angle_v_max=_f, null_angle_u=_f, null_angle_v=_f,
+    delta_norm_1=_f, delta_norm_2=_f, effective_rank_1=_f, effective_rank_2=_f,
+)  # fmt: skip
+"""Two updates of one matrix, ΔW₁ = b − a (say of SFT) and ΔW₂ = c − b (of RL from there)."""
 EDITS = _schema(
-    edit=_s, seed=_i, donor=_s, recipient=_s, kind=_s, mode=_s, factors=_s, k=_i,
-    layers=pa.list_(_i), roles=pa.list_(_s), projection=_f, residual=_f, rule=_s, n=_i, acc_1=_f,
-    acc_1_low=_f, acc_1_high=_f, acc_k=_f,
+    edit=_s, group=_s, seed=_i, donor=_s, recipient=_s, kind=_s, mode=_s, factors=_s, part=_s, k=_i,
+    k_fraction=_f, t=_f, layers=pa.list_(_i), roles=pa.list_(_s), projection=_f, residual=_f, smallest=_f,
+    delta_norm=_f, rule=_s, n=_i, acc_1=_f, acc_1_low=_f, acc_1_high=_f, acc_k=_f,
 )  # fmt: skip
+"""`group`: the edit that a row belongs to, as itself or as its control; a control shared by several edits has a row
+in each group."""
+HIDDEN = _schema(
+    checkpoint=_s, stage=_s, recipe=_s, seed=_i, sft_step=_i, rl_step=_i, rule=_s, layer=_i, n=_i,
+    pca_1=_f, pca_2=_f, pca_share_1=_f, pca_share_2=_f, tsne_1=_f, tsne_2=_f,
+)  # fmt: skip
+"""Where a checkpoint's mean hidden state lies, per layer (0: the embeddings)."""
+SIMILARITY = _schema(
+    seed=_i, a=_s, b=_s, rule=_s, layer=_i, n=_i, cka=_f, mmd2=_f, cosine=_f,
+)  # fmt: skip
+"""Hidden states of two checkpoints on the same prompts; one MMD bandwidth for all pairs of a rule and layer."""
+SHIFT = _schema(
+    checkpoint=_s, stage=_s, recipe=_s, seed=_i, sft_step=_i, rl_step=_i, rule=_s, n=_i, entropy=_f,
+    margin=_f, forward_kl=_f, forward_kl_low=_f, forward_kl_high=_f, forward_kl_token=_f, tokens=_i,
+)  # fmt: skip
+"""What a checkpoint's output distribution is, and how far it is from the base's."""
+PREDICTORS = _schema(
+    quantity=_s, rule=_s, n=_i, checkpoints=_i, rho=_f, rho_low=_f, rho_high=_f,
+)  # fmt: skip
+"""Spearman's rank correlation of a quantity of a checkpoint with its accuracy@1 under `rule`."""
 
 SCHEMAS: Mapping[str, pa.Schema] = {
     "sft": SFT, "rl": RL, "episodes": EPISODES, "scores": SCORES, "boundary": BOUNDARY,
-    "spectra": SPECTRA, "edits": EDITS,
+    "spectra": SPECTRA, "updates": UPDATES, "edits": EDITS, "hidden": HIDDEN, "similarity": SIMILARITY,
+    "shift": SHIFT, "predictors": PREDICTORS,
 }  # fmt: skip
 
 

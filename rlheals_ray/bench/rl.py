@@ -21,7 +21,7 @@ from rlheals_ray.bench.command import positive
 from rlheals_ray.bench.laboratory import POLICY, THREADS, Laboratory, add_model_options, laboratory
 from rlheals_ray.bench.measure import Figure, Outcome, alternate, at_least
 from rlheals_ray.config import RLSettings, TaskSettings
-from rlheals_ray.grid.session import WORKER_ENVIRONMENT
+from rlheals_ray.connection import WORKER_ENVIRONMENT
 from rlheals_ray.rl.spec import BranchSpec
 from rlheals_ray.storage import Unit, fingerprint
 from rlheals_ray.tasks import get_task

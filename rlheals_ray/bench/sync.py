@@ -22,7 +22,8 @@ from rlheals_ray.bench.command import positive
 from rlheals_ray.bench.laboratory import THREADS
 from rlheals_ray.bench.measure import Figure, Outcome, Ratio, alternate, at_most
 from rlheals_ray.config import RolloutSettings, load_study
-from rlheals_ray.grid.session import WORKER_ENVIRONMENT, Session
+from rlheals_ray.connection import WORKER_ENVIRONMENT
+from rlheals_ray.grid.session import Session
 from rlheals_ray.rollout.episode import Weights
 from rlheals_ray.rollout.generator import GeneratorSettings, start_generator
 from rlheals_ray.rollout.load import Load

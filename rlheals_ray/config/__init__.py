@@ -7,6 +7,7 @@ A study comes from a preset's name or a YAML file, then dotted overrides: `sft.l
 `seeds=[0]`, `task.targets=[24]`. Every mistake is an `InputError` naming field, value and remedy.
 """
 
+from rlheals_ray.config.edits import EditSettings, EditVariant
 from rlheals_ray.config.fields import (
     Algorithm,
     InputError,
@@ -22,8 +23,8 @@ from rlheals_ray.config.load import STUDIES, dump_study, load_study, presets
 from rlheals_ray.config.rl import RLSettings, RolloutSettings
 from rlheals_ray.config.settings import (
     BaseSettings,
-    EditSettings,
     EvaluationSettings,
+    HiddenSettings,
     MLflowSettings,
     SFTSettings,
     SpectraSettings,
@@ -38,7 +39,9 @@ __all__ = [
     "Algorithm",
     "BaseSettings",
     "EditSettings",
+    "EditVariant",
     "EvaluationSettings",
+    "HiddenSettings",
     "InputError",
     "MLflowSettings",
     "PositiveFloat",

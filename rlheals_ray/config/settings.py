@@ -96,22 +96,15 @@ class SpectraSettings(Settings):
         return values
 
 
-class EditSettings(Settings):
-    """Which factors of which checkpoint replace those of another; its plain weight swap always runs too."""
+class HiddenSettings(Settings):
+    """Hidden states and output distributions of the map's checkpoints, on the same prompts for all."""
 
-    donor: Literal["peak", "latest"] = "peak"
-    recipient: Literal["peak", "latest"] = "latest"
-    factors: Literal["UV", "S", "USV"] = "UV"
-    k: PositiveInt | None = None
-    """How many leading singular directions; null is all of them."""
-
-    @model_validator(mode="after")
-    def _distinct(self) -> EditSettings:
-        if self.donor == self.recipient:
-            raise ValueError(
-                f"donor (got {self.donor!r}) is the recipient too; name two different checkpoints"
-            )
-        return self
+    problems: Annotated[int, Field(ge=8)] = 128
+    """Per rule; the first of the probe's."""
+    last_tokens: PositiveInt = 8
+    """A prompt's state is the mean over its last tokens."""
+    samples: PositiveInt = 1
+    """Answers drawn from the base for each prompt, along which KL(base ‖ checkpoint) is summed."""
 
 
 class WandbSettings(Settings):

@@ -6,12 +6,13 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
+from rlheals_ray.config.edits import EditSettings
 from rlheals_ray.config.fields import Settings
 from rlheals_ray.config.rl import RLSettings, RolloutSettings
 from rlheals_ray.config.settings import (
     BaseSettings,
-    EditSettings,
     EvaluationSettings,
+    HiddenSettings,
     SFTSettings,
     SpectraSettings,
     TaskSettings,
@@ -32,6 +33,7 @@ class Study(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     spectra: SpectraSettings = SpectraSettings()
     edits: tuple[EditSettings, ...] = (EditSettings(),)
+    hidden: HiddenSettings | None = HiddenSettings()
     tracking: TrackingSettings = TrackingSettings()
     storage: str = "./runs"
 
@@ -85,6 +87,20 @@ class Study(Settings):
                 f"rl.micro_batch (got {rl.micro_batch}) does not divide the {share} episodes of a worker's minibatch; "
                 f"use one of {fitting}"
             )
+
+    @model_validator(mode="after")
+    def _edits_name_checkpoints(self) -> Study:
+        for index, edit in enumerate(self.edits):
+            for field, name in (("donor", edit.donor), ("recipient", edit.recipient)):
+                kind, *steps = name.split("-")
+                sft, rl = self.sft.steps, (self.rl.from_steps, [b for b in self.rl.budgets if b])
+                known = {"sft": (sft,), "rl": rl}.get(kind, ())
+                if any(int(step) not in choices for step, choices in zip(steps, known, strict=True)):
+                    raise ValueError(
+                        f"edits.{index}.{field} (got {name!r}) is no checkpoint of this study; use sft-STEP with a "
+                        f"step of {list(sft)}, or rl-SFT_STEP-RL_STEP with steps of {list(rl[0])} and {rl[1]}"
+                    )
+        return self
 
     @model_validator(mode="after")
     def _branches_leave_the_trunk(self) -> Study:

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
-import signal
-import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
-from rlheals_ray.config import InputError, load_study, presets
-
-INTERRUPTED, TERMINATED = 130, 143
+from rlheals_ray.command import EXIT_CODES, guarded
+from rlheals_ray.config import load_study, presets
 
 
 def main(job: str, what: str, arguments: Sequence[str] | None = None) -> int:
@@ -22,54 +17,30 @@ def main(job: str, what: str, arguments: Sequence[str] | None = None) -> int:
     """
     # Intermixed: a field may also stand behind an option.
     parsed = _parser(job, what).parse_intermixed_args(arguments)
-    signal.signal(signal.SIGTERM, _terminate)
-    if (here := os.getcwd()) not in sys.path:
-        # Where Ray's workers look too: a task of one's own is found here (see tasks.get_task).
-        sys.path.insert(0, here)
-    try:
-        study = load_study(parsed.study, parsed.overrides)
-        if parsed.storage:
-            study = study.model_copy(update={"storage": parsed.storage})
-        from rlheals_ray.grid.preflight import preflight
-
-        preflight(study)  # what is wrong is told before the seconds that the next imports take
-        if parsed.plan:
-            from rlheals_ray.grid.plan import print_plan
-
-            return print_plan(study, parsed.address)
-        from rlheals_ray.grid.study_run import run_study
-
-        return run_study(study, job, parsed.address)
-    except InputError as error:
-        print(f"{job}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        _leave(f"{job}: interrupted; the same command resumes.", INTERRUPTED)
-    except _Terminated:
-        _leave(f"{job}: terminated; the same command resumes.", TERMINATED)
+    return guarded(job, lambda: _run(job, parsed))
 
 
-def _leave(message: str, code: int) -> NoReturn:
-    """End at once: threads that wait for work which now will never finish must not keep the process."""
-    print(message, file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+def _run(job: str, parsed: argparse.Namespace) -> int:
+    study = load_study(parsed.study, parsed.overrides)
+    if parsed.storage:
+        study = study.model_copy(update={"storage": parsed.storage})
+    from rlheals_ray.grid.preflight import preflight
 
+    preflight(study)  # what is wrong is told before the seconds that the next imports take
+    if parsed.plan:
+        from rlheals_ray.grid.plan import print_plan
 
-class _Terminated(BaseException):
-    pass
+        return print_plan(study, parsed.address)
+    from rlheals_ray.grid.study_run import run_study
 
-
-def _terminate(*_: object) -> None:
-    raise _Terminated
+    return run_study(study, job, parsed.address)
 
 
 def _parser(job: str, what: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"jobs/{job}.py",
         description=what,
-        epilog="Exit codes: 0 done, 1 a unit failed, 2 wrong input, 130/143 interrupted (run again to resume).",
+        epilog=EXIT_CODES,
     )
     parser.add_argument("study", metavar="STUDY", help=f"a preset ({', '.join(presets())}) or a YAML file")
     parser.add_argument(

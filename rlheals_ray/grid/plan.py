@@ -10,13 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from rlheals_ray.config import Study, dump_study
+from rlheals_ray.connection import SLOTS_PER_CORE, local_slots
 from rlheals_ray.grid.preflight import preflight
 from rlheals_ray.grid.resources import (
     GENERATOR_GIB,
     LEARNER_GIB,
-    SLOTS_PER_CORE,
     check_local,
-    local_slots,
     resources_of,
 )
 from rlheals_ray.grid.units import EDIT_KINDS, StudyUnits

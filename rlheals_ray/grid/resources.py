@@ -12,9 +12,7 @@ from pathlib import Path
 import psutil
 
 from rlheals_ray.config import InputError, Study
-
-SLOTS_PER_CORE = 4
-"""Processes that may share one core of a local machine: stages alternate, so most of them wait."""
+from rlheals_ray.connection import SLOTS_PER_CORE, local_slots
 
 GENERATOR_GIB, LEARNER_GIB, FIXED_GIB = 1.6, 1.2, 2.0
 """Resident memory of an engine and of a training worker beyond their weights, and of all the rest."""
@@ -58,10 +56,6 @@ def resources_of(study: Study) -> Resources:
         workers=max(study.sft.workers, study.rl.workers),
         needs_gpus=study.rollout.weight_sync == "nccl",
     )
-
-
-def local_slots() -> int:
-    return SLOTS_PER_CORE * (os.cpu_count() or 1)
 
 
 def local_gpus() -> int:

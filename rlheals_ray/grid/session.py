@@ -6,33 +6,23 @@ the background, while earlier stages run.
 
 from __future__ import annotations
 
-import os
-import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
-from rlheals_ray.config import InputError, Study
+from rlheals_ray.config import Study
+from rlheals_ray.connection import connect, named_cluster
 from rlheals_ray.grid.progress import Timings
-from rlheals_ray.grid.resources import Resources, check_cluster, check_local, local_slots, resources_of
+from rlheals_ray.grid.resources import Resources, check_cluster, check_local, resources_of
 from rlheals_ray.grid.units import StudyUnits
 from rlheals_ray.rollout.generator import GeneratorSettings
 from rlheals_ray.rollout.pool import Pool
 from rlheals_ray.storage import StudyFiles
 from rlheals_ray.tasks import Task, get_task
 from rlheals_ray.training import Training, gpus_per_worker
-
-WORKER_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_OFFLINE": "1",
-    "RAY_TRAIN_V2_ENABLED": "1",
-    "DS_ACCELERATOR": "cpu",
-}
 
 
 @dataclass
@@ -60,7 +50,7 @@ class Session:
 
     def check_resources(self) -> None:
         """Raises InputError when the study does not fit the cluster, or this machine; joins the cluster."""
-        if self._cluster:
+        if self.is_remote:
             self.connect()
             total = ray.cluster_resources()
             check_cluster(
@@ -72,40 +62,11 @@ class Session:
     @property
     def is_remote(self) -> bool:
         """Whether the study runs on a cluster that it did not start."""
-        return self._cluster is not None
-
-    @property
-    def _cluster(self) -> str | None:
-        return self.address or os.environ.get("RAY_ADDRESS")
+        return named_cluster(self.address) is not None
 
     def connect(self) -> None:
         """Join the cluster, or start Ray on this machine."""
-        if ray.is_initialized():
-            return
-        if threading.current_thread() is not threading.main_thread():
-            # The kernel ends Ray's processes with the thread that started them, not with the process.
-            raise RuntimeError("Ray must be started from the main thread")
-        common: dict[str, Any] = {
-            "runtime_env": {"env_vars": WORKER_ENVIRONMENT},
-            "log_to_driver": False,
-            "logging_level": "ERROR",
-        }
-        if self._cluster:
-            try:
-                ray.init(address=self._cluster, **common)
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                cause = " ".join(str(error).split())
-                raise InputError(
-                    f"--address (got {self._cluster!r}): no Ray cluster answers there ({cause}); "
-                    "check the address, or leave it out to run on this machine."
-                ) from None
-            return
-        # Workers are many and mostly wait: start them side by side, and do not warn about their number.
-        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(local_slots()))
-        # Every worker here has its own environment: those that Ray starts in advance would never be used.
-        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
-        os.environ["RAY_AUTH_MODE"] = "disabled"  # a private cluster of this process, on loopback
-        ray.init(num_cpus=local_slots(), include_dashboard=False, **common)
+        connect(self.address)
 
     @cached_property
     def pool(self) -> Pool:

@@ -1,0 +1,51 @@
+"""How every job ends: exit codes, one paragraph for wrong input, no traceback for an interrupt."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from rlheals_ray.config import InputError
+
+EXIT_CODES = "Exit codes: 0 done, 1 a unit failed, 2 wrong input, 130/143 interrupted (run again to resume)."
+INTERRUPTED, TERMINATED = 130, 143
+
+
+def guarded(job: str, work: Callable[[], int]) -> int:
+    """The exit code of `work`, which is that of `jobs/<job>.py`.
+
+    2 where it raises InputError: the input is wrong, nothing was written; 130 / 143: interrupted, the same
+    command resumes. The process then ends at once.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    if (here := os.getcwd()) not in sys.path:
+        # Where Ray's workers look too: a task of one's own is found here (see tasks.get_task).
+        sys.path.insert(0, here)
+    try:
+        return work()
+    except InputError as error:
+        print(f"{job}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        _leave(f"{job}: interrupted; the same command resumes.", INTERRUPTED)
+    except _Terminated:
+        _leave(f"{job}: terminated; the same command resumes.", TERMINATED)
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    """End at once: threads that wait for work which now will never finish must not keep the process."""
+    print(message, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+class _Terminated(BaseException):
+    pass
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated

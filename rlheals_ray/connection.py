@@ -1,0 +1,63 @@
+"""The way to Ray: join a cluster, or start a private one on this machine."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+from rlheals_ray.config import InputError
+
+WORKER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "DS_ACCELERATOR": "cpu",
+}
+SLOTS_PER_CORE = 4
+"""Processes that may share one core of a local machine: stages alternate, so most of them wait."""
+
+
+def local_slots() -> int:
+    return SLOTS_PER_CORE * (os.cpu_count() or 1)
+
+
+def named_cluster(address: str | None) -> str | None:
+    """The cluster to join, if one is named: by `--address` or by RAY_ADDRESS."""
+    return address or os.environ.get("RAY_ADDRESS")
+
+
+def connect(address: str | None = None) -> None:
+    """Join the named cluster, or start Ray on this machine; does nothing when that was done already.
+
+    Raises InputError when no cluster answers there, RuntimeError off the main thread.
+    """
+    import ray  # seconds: only where there is something to run
+
+    if ray.is_initialized():
+        return
+    if threading.current_thread() is not threading.main_thread():
+        # The kernel ends Ray's processes with the thread that started them, not with the process.
+        raise RuntimeError("Ray must be started from the main thread")
+    common: dict[str, Any] = {
+        "runtime_env": {"env_vars": WORKER_ENVIRONMENT},
+        "log_to_driver": False,
+        "logging_level": "ERROR",
+    }
+    if cluster := named_cluster(address):
+        try:
+            ray.init(address=cluster, **common)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            cause = " ".join(str(error).split())
+            raise InputError(
+                f"--address (got {cluster!r}): no Ray cluster answers there ({cause}); "
+                "check the address, or leave it out to run on this machine."
+            ) from None
+        return
+    # Workers are many and mostly wait: start them side by side, and do not warn about their number.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(local_slots()))
+    # Every worker here has its own environment: those that Ray starts in advance would never be used.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # a private cluster of this process, on loopback
+    ray.init(num_cpus=local_slots(), include_dashboard=False, **common)
