@@ -150,7 +150,13 @@ class StudyFiles:
 
     def stamp(self, directory: Path, unit: Unit) -> None:
         """Write into a checkpoint, before it is published, which unit made it from which inputs."""
-        write_json(directory / _STAMP, {"unit": unit.name, "fingerprint": unit.fingerprint})
+        for name, content in self.stamps(unit).items():
+            write_text(directory / name, content.decode())
+
+    def stamps(self, unit: Unit) -> dict[str, bytes]:
+        """The files, by name, that say in a checkpoint which unit made it from which inputs."""
+        stamp = {"unit": unit.name, "fingerprint": unit.fingerprint}
+        return {_STAMP: (json.dumps(stamp, indent=2) + "\n").encode()}
 
     def holds(self, name: str, fingerprint: str) -> bool:
         """Whether checkpoint `name` is there and was made by a unit of that fingerprint."""

@@ -7,18 +7,48 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from rlheals_ray.config.fields import PositiveInt, Role, Settings
 
 Factors = Literal["UV", "S", "USV"]
 Mode = Literal["concatenate", "orthonormal", "rotate"]
 Part = Literal["top", "tail"]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-Directions = (
-    Annotated[int, Field(gt=0, strict=True)] | Annotated[float, Field(gt=0, le=1, strict=True)] | None
-)
-"""How many singular directions: a number, a fraction of min(m, n) when written with a point, or all."""
+
+
+def _listed(value: Any) -> Any:
+    """A single value stands for the list of it."""
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def _groups(value: Any) -> Any:
+    """A single group of roles stands for the list of it; null for none."""
+    if value is None:
+        return ()
+    value = _listed(value)
+    return (value,) if value and all(isinstance(role, str) for role in value) else value
+
+
+def _directions(value: Any) -> Any:
+    number = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    if value is not None and not number and not (isinstance(value, float) and 0 < value <= 1):
+        raise ValueError(
+            "give a number of singular directions above 0, a fraction of them up to 1.0 (written with a point), or "
+            "null for all"
+        )
+    return value
+
+
+Modes = Annotated[tuple[Mode, ...], Field(min_length=1), BeforeValidator(_listed)]
+Directions = Annotated[
+    tuple[Annotated[int | float | None, BeforeValidator(_directions)], ...],
+    Field(min_length=1),
+    BeforeValidator(_listed),
+]
+Fractions = Annotated[
+    tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1), BeforeValidator(_listed)
+]
+Groups = Annotated[tuple[Annotated[tuple[Role, ...], Field(min_length=1)], ...], BeforeValidator(_groups)]
 
 ANCHOR = re.compile(r"base|peak|latest|sft-\d+|rl-\d+-\d+")
 
@@ -38,12 +68,6 @@ class EditVariant:
     blocks: int
     """Into how many blocks the layers are cut; 1: all layers."""
 
-    @property
-    def whose(self) -> str:
-        """Which matrices, as part of a name; empty for all of the study's."""
-        layers = "" if self.blocks == 1 else f"_layers={self.block + 1}of{self.blocks}"
-        return layers + f"_roles={'+'.join(self.roles)}"
-
     def layers(self, count: int) -> tuple[int, ...] | None:
         """The layers of the block in a model of `count` layers; None is all of them."""
         if self.blocks == 1:
@@ -61,18 +85,14 @@ class EditSettings(Settings):
     donor: str = "peak"
     recipient: str = "latest"
     factors: Factors = "UV"
-    mode: Mode | Annotated[tuple[Mode, ...], Field(min_length=1)] = "concatenate"
+    mode: Modes = ("concatenate",)
     """How the replaced block joins the rest: see spectra/recombination.py."""
     part: Part = "top"
-    k: Directions | Annotated[tuple[Directions, ...], Field(min_length=1)] = None
+    k: Directions = (None,)
     """How many singular directions: a number, a fraction (written with a point: 0.2), or null for all."""
-    t: Fraction | Annotated[tuple[Fraction, ...], Field(min_length=1)] = 1.0
+    t: Fractions = (1.0,)
     """How far to turn; below 1 only with mode: rotate."""
-    roles: (
-        Annotated[tuple[Role, ...], Field(min_length=1)]
-        | Annotated[tuple[Annotated[tuple[Role, ...], Field(min_length=1)], ...], Field(min_length=1)]
-        | None
-    ) = None
+    roles: Groups = ()
     """The matrices edited, or a list of such groups, each edited alone; null: spectra.roles."""
     blocks: PositiveInt = 1
     """Cut the layers into as many equal blocks, each edited alone; 1 edits all layers together."""
@@ -90,35 +110,26 @@ class EditSettings(Settings):
             raise ValueError(
                 f"donor (got {self.donor!r}) is the recipient too; name two different checkpoints"
             )
-        for field, values in (("mode", _listed(self.mode)), ("k", _listed(self.k)), ("t", _listed(self.t))):
+        for field, values in (("mode", self.mode), ("k", self.k), ("t", self.t), ("roles", self.roles)):
             if len({(type(v), v) for v in values}) != len(values):
                 raise ValueError(f"{field} (got {list(values)}) names a value twice; remove one")
-        modes = _listed(self.mode)
-        if set(modes) != {"rotate"} and _listed(self.t) != (1.0,):
+        if set(self.mode) != {"rotate"} and self.t != (1.0,):
             raise ValueError(
-                f"t (got {self.t}) below 1 needs mode: rotate alone; give other modes an edit of their own"
+                f"t (got {list(self.t)}) below 1 needs mode: rotate alone; give other modes an edit of their own"
             )
-        if "rotate" in modes and (
-            None in _listed(self.k) or 1.0 in [k for k in _listed(self.k) if isinstance(k, float)]
-        ):
+        if "rotate" in self.mode and any(k is None or (isinstance(k, float) and k == 1) for k in self.k):
             raise ValueError(
-                "k (got null) is all directions, and mode: rotate turns a subspace of fewer than all; give numbers"
+                f"k (got {list(self.k)}) takes all directions, and mode: rotate turns a subspace of fewer than all; "
+                "give numbers"
             )
-        if "rotate" in modes and self.factors == "S":
+        if "rotate" in self.mode and self.factors == "S":
             raise ValueError("factors (got 'S') leaves the directions alone; mode: rotate needs UV or USV")
         return self
 
     def variants(self, roles: tuple[Role, ...]) -> tuple[EditVariant, ...]:
         """Every point of the grid, in the order mode, roles, block, k, t. `roles`: those of the study."""
-        groups: tuple[Any, ...] = self.roles or (roles,)
-        if isinstance(groups[0], str):
-            groups = (groups,)
-        grid = product(_listed(self.mode), groups, range(self.blocks), _listed(self.k), _listed(self.t))
+        grid = product(self.mode, self.roles or (roles,), range(self.blocks), self.k, self.t)
         return tuple(
-            EditVariant(self.factors, mode, self.part, k, t, tuple(group), block, self.blocks)
+            EditVariant(self.factors, mode, self.part, k, t, group, block, self.blocks)
             for mode, group, block, k, t in grid
         )
-
-
-def _listed(value: Any) -> tuple[Any, ...]:
-    return value if isinstance(value, tuple) else (value,)

@@ -88,7 +88,16 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 def _explain(error: ValidationError) -> str:
-    return " ".join(_explain_one(detail) for detail in error.errors())
+    details = error.errors()
+    return " ".join(_explain_one(detail) for detail in details if not _follows(detail, details))
+
+
+def _follows(detail: Any, details: Sequence[Any]) -> bool:
+    """Whether a list is only said to be too short because some of its items are wrong."""
+    where = detail["loc"]
+    return detail["type"] == "too_short" and any(
+        other["loc"][: len(where)] == where and len(other["loc"]) > len(where) for other in details
+    )
 
 
 def _explain_one(detail: Any) -> str:

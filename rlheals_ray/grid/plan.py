@@ -18,7 +18,7 @@ from rlheals_ray.grid.resources import (
     check_local,
     resources_of,
 )
-from rlheals_ray.grid.units import EDIT_KINDS, StudyUnits
+from rlheals_ray.grid.units import StudyUnits, edit_kinds, edit_name
 from rlheals_ray.storage import StudyFiles
 
 NANO_CHECKPOINT_BYTES = 540_000
@@ -57,7 +57,6 @@ def _stages(study: Study, units: StudyUnits, files: StudyFiles) -> Table:
     probes = units.probes()
     branches = list(units.branches())
     trunks = [units.trunk(seed) for seed in study.seeds]
-    edits = len(study.seeds) * len(study.edits) * len(EDIT_KINDS)
     table = Table(title=f"stages of {files.root}", title_justify="left")
     for column in ("stage", "units", "done", "of what"):
         table.add_column(column)
@@ -74,8 +73,20 @@ def _stages(study: Study, units: StudyUnits, files: StudyFiles) -> Table:
         f"{study.evaluation.problems} ID and as many OOD problems each",
     )  # fmt: skip
     table.add_row("spectra", str(len(study.seeds)), "-", "peak, latest and the ends of the branches")
-    table.add_row("edit", str(edits), "-", ", ".join(EDIT_KINDS))
+    table.add_row("edit", str(len(_edits(study))), "-", "each probed; edits with their controls")
     return table
+
+
+def _edits(study: Study) -> set[str]:
+    """Every edited checkpoint, controls included; what they share is there once."""
+    roles = study.spectra.roles
+    return {
+        edit_name(seed, settings, variant, kind, roles)
+        for seed in study.seeds
+        for settings in study.edits
+        for variant in settings.variants(roles)
+        for kind in edit_kinds(variant)
+    }
 
 
 def _sharing(study: Study) -> str:
@@ -99,9 +110,7 @@ def _memory(study: Study) -> str:
 def _bytes(study: Study) -> str:
     seeds = len(study.seeds)
     kept = len([b for b in study.rl.budgets if b])
-    checkpoints = 1 + seeds * (
-        len(study.sft.steps) + len(study.rl.from_steps) * kept + len(study.edits) * len(EDIT_KINDS)
-    )
+    checkpoints = 1 + seeds * (len(study.sft.steps) + len(study.rl.from_steps) * kept) + len(_edits(study))
     size = NANO_CHECKPOINT_BYTES if study.base.model == "nano" else _directory_bytes(study.base.model)
     return f"to be stored: {checkpoints} checkpoints of {size / 2**20:.1f} MiB = {checkpoints * size / 2**20:.0f} MiB"
 

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rlheals_ray.config import InputError, Study, TrackingSettings
 from rlheals_ray.storage import StudyFiles
@@ -14,6 +15,9 @@ from rlheals_ray.tasks import Rule, Task, get_task
 
 NANO_POSITIONS = 256
 """The longest context of the nano model; models/nano.py, which takes torch to import, says the same."""
+
+NANO_HIDDEN = 64
+"""The width of the nano model, and so the number of singular values of all its matrices."""
 
 _SPARE = 8
 """Tokens by which a feedback may be longer than the one that is measured."""
@@ -24,6 +28,7 @@ def preflight(study: Study) -> StudyFiles:
     task = get_task(study.task.name, **study.task.options)
     _check_base(study)
     _check_problems(study, task)
+    _check_directions(study)
     _check_context(study, task)
     check_tracking(study.tracking)
     files = StudyFiles.at(study.storage, study.name)
@@ -112,14 +117,55 @@ def _positions(model: str) -> int | None:
     """The longest context that a model's configuration allows, where it says so."""
     if model == "nano":
         return NANO_POSITIONS
+    positions = _configuration(model).get("max_position_embeddings")
+    return positions if isinstance(positions, int) else None
+
+
+def _configuration(model: str) -> dict[str, Any]:
     try:
         config = json.loads((Path(model).expanduser() / "config.json").read_text(encoding="utf-8"))
-        positions = config.get("max_position_embeddings")
-    except (OSError, ValueError, AttributeError):
-        raise InputError(
-            f"base.model (got {model!r}): its config.json cannot be read; copy the model again."
-        ) from None
-    return positions if isinstance(positions, int) else None
+    except (OSError, ValueError):
+        config = None
+    if not isinstance(config, dict):
+        raise InputError(f"base.model (got {model!r}): its config.json cannot be read; copy the model again.")
+    return config
+
+
+def _check_directions(study: Study) -> None:
+    """Every k of an edit must exist in every matrix that it edits: not to be found out after hours of training."""
+    ranks = _ranks(study.base.model)
+    for index, edit in enumerate(study.edits):
+        for variant in edit.variants(study.spectra.roles):
+            limits = {
+                role: ranks[role] - (variant.mode == "rotate") for role in variant.roles if role in ranks
+            }
+            for role, limit in limits.items():
+                if isinstance(variant.k, int) and variant.k > limit:
+                    raise InputError(
+                        f"edits.{index}.k (got {variant.k}): the {role} matrices of base.model {study.base.model!r} "
+                        f"offer mode {variant.mode} {limit} singular directions; use at most {limit}, a fraction such "
+                        f"as 0.5, or leave {role} out of edits.{index}.roles."
+                    )
+
+
+def _ranks(model: str) -> dict[str, int]:
+    """Role to the number of singular values of its matrices, as far as the configuration tells."""
+    if model == "nano":
+        return dict.fromkeys(("q", "k", "v", "o", "gate", "up", "down"), NANO_HIDDEN)
+    config = _configuration(model)
+    config = config.get("text_config", config)
+    try:
+        hidden, heads = config["hidden_size"], config["num_attention_heads"]
+        head = config.get("head_dim") or hidden // heads
+        attention, shared = heads * head, (config.get("num_key_value_heads") or heads) * head
+        inner = config["intermediate_size"]
+        return {
+            **dict.fromkeys(("q", "o"), min(hidden, attention)),
+            **dict.fromkeys(("k", "v"), min(hidden, shared)),
+            **dict.fromkeys(("gate", "up", "down"), min(hidden, inner)),
+        }
+    except (KeyError, TypeError):
+        return {}
 
 
 def check_tracking(tracking: TrackingSettings) -> None:

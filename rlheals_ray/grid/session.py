@@ -6,6 +6,7 @@ the background, while earlier stages run.
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -63,6 +64,14 @@ class Session:
     def is_remote(self) -> bool:
         """Whether the study runs on a cluster that it did not start."""
         return named_cluster(self.address) is not None
+
+    @property
+    def task_slots(self) -> int:
+        """How many one-CPU tasks (spectra, edits, hidden states) to run side by side, once connected."""
+        if not self.is_remote:
+            return os.cpu_count() or 1
+        # What engines and worker groups hold stays theirs; resources.cpus counts one for tasks.
+        return max(1, int(ray.cluster_resources().get("CPU", 1)) - self.resources.cpus + 1)
 
     def connect(self) -> None:
         """Join the cluster, or start Ray on this machine."""

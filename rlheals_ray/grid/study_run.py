@@ -15,9 +15,11 @@ from rich.table import Table
 from rlheals_ray import tables
 from rlheals_ray.config import Study, dump_study
 from rlheals_ray.evaluation.boundary import boundary_rows
-from rlheals_ray.grid.mechanism import clusters, edit_stage, planned_edits, spectra_stage, spectra_units
+from rlheals_ray.grid.edits import edit_stage, planned_edits
+from rlheals_ray.grid.peaks import clusters
 from rlheals_ray.grid.preflight import preflight
 from rlheals_ray.grid.session import Session
+from rlheals_ray.grid.spectra import spectra_stage, spectra_units
 from rlheals_ray.grid.stages import base_stage, evaluate_stage, rl_stage, sft_stage
 from rlheals_ray.provenance import git_commit, versions
 from rlheals_ray.storage import StudyFiles, write_json, write_text
@@ -87,7 +89,9 @@ def tables_stage(session: Session) -> None:
     edits = planned_edits(session)
     files.compact("sft", [units.losses(seed) for seed in study.seeds])
     files.compact("rl", [unit for _, _, unit in units.branches()])
-    files.compact("spectra", list(spectra_units(session).values()))
+    compared = list(spectra_units(session).values())
+    files.compact("spectra", compared)
+    files.compact("updates", compared)
     files.compact("edits", [plan.unit for plan in edits if files.is_done(plan.probe.unit)])
     probed = [wanted.unit for wanted in [*units.probes(), *(plan.probe for plan in edits)]]
     episodes = files.compact("episodes", probed)

@@ -6,26 +6,23 @@ is in none of them, so that adding a seed adds work and repeats nothing.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from rlheals_ray.config import EditSettings, Study
+from rlheals_ray.config import EditSettings, EditVariant, Role, Study
 from rlheals_ray.rl.names import branch_checkpoint
 from rlheals_ray.sft.names import BASE, trunk_checkpoint
 from rlheals_ray.storage import Unit, fingerprint
 from rlheals_ray.tasks import get_task
 
-CODE = {"base": 1, "sft": 1, "losses": 1, "rl": 4, "probe": 2, "spectra": 2, "edit": 2}
+CODE = {"base": 1, "sft": 1, "losses": 1, "rl": 4, "probe": 2, "spectra": 3, "edit": 3}
 """Raise a stage's number when its code changes what it computes: old results are then redone."""
 
 BRANCH_HOW = {"workers", "from_steps", "micro_batch", "save_every", "gradient_checkpointing"}
 """What of `rl` only changes how a branch is computed, or which branches there are."""
-
-EDIT_KINDS = ("edit", "weight_swap", "interpolation")
-"""An edit never stands without its controls: the plain swap of the same matrices, and the straight way
-to the donor at the same distance."""
 
 
 @dataclass(frozen=True)
@@ -136,21 +133,34 @@ class StudyUnits:
             ),
         )
 
-    def edit(self, seed: int, edit: EditSettings, kind: str, peak: int) -> tuple[Unit, Probe]:
+    def edit(
+        self, seed: int, edit: EditSettings, variant: EditVariant, kind: str, peak: int
+    ) -> tuple[Unit, Probe]:
         """The unit that writes an edited checkpoint, and its probe."""
-        name = edit_name(seed, edit, kind)
+        roles = self.study.spectra.roles
+        name = edit_name(seed, edit, variant, kind, roles)
+        # A control has no more inputs than shape it: the swap of the same matrices is one, whatever edit it is for.
+        how = dataclasses.asdict(variant) if kind != "weight_swap" else {"whose": edit_whose(variant, roles)}
         unit = Unit(
             f"edit/{name}",
             fingerprint(
                 code=CODE["edit"],
-                edit=edit.model_dump(),
+                variant=how,
+                roles=variant.roles,
                 kind=kind,
-                peak=peak,
-                roles=self.study.spectra.roles,
-                parent=self.trunk(seed).fingerprint,
+                peak=peak if "peak" in (edit.donor, edit.recipient) else None,
+                donor=(edit.donor, self._made_by(seed, edit.donor)),
+                recipient=(edit.recipient, self._made_by(seed, edit.recipient)),
             ),
         )
         return unit, self._probe(f"edit/{name}", unit.fingerprint, "edit", seed, None, None)
+
+    def _made_by(self, seed: int, anchor: str) -> str:
+        """Fingerprint of the unit that makes the checkpoint which an edit calls `anchor`."""
+        kind, *steps = anchor.split("-")
+        if kind == "rl":
+            return self.branch(seed, int(steps[0])).fingerprint
+        return self.base.fingerprint if kind == "base" else self.trunk(seed).fingerprint
 
     def _probe(
         self,
@@ -185,7 +195,30 @@ class StudyUnits:
         return {"engine": rollout.engine, "dtype": rollout.dtype, "max_model_len": rollout.max_model_len}
 
 
-def edit_name(seed: int, edit: EditSettings, kind: str) -> str:
-    """The id of an edit, also its directory: `seed=0_peak-into-latest_UV_k=all_edit`."""
-    k = "all" if edit.k is None else edit.k
-    return f"seed={seed}_{edit.donor}-into-{edit.recipient}_{edit.factors}_k={k}_{kind}"
+def edit_kinds(variant: EditVariant) -> tuple[str, ...]:
+    """An edit and its controls: it never stands without them. (Singular values alone turn nothing.)"""
+    angle = () if variant.factors == "S" else ("random_angle",)
+    return ("edit", "weight_swap", "interpolation", *angle, "random_norm")
+
+
+def edit_group(seed: int, edit: EditSettings, variant: EditVariant, roles: tuple[Role, ...]) -> str:
+    """What an edit and its controls share: `seed=0_peak-into-latest_UV_k=all`, defaults left out."""
+    mode = "" if variant.mode == "concatenate" else f"_{variant.mode}"
+    k = "all" if variant.k is None else variant.k
+    part = "" if variant.part == "top" else f"_{variant.part}"
+    t = "" if variant.t == 1 else f"_t={variant.t:g}"
+    whose = edit_whose(variant, roles)
+    return f"seed={seed}_{edit.donor}-into-{edit.recipient}_{variant.factors}{mode}_k={k}{part}{t}{whose}"
+
+
+def edit_name(seed: int, edit: EditSettings, variant: EditVariant, kind: str, roles: tuple[Role, ...]) -> str:
+    """The id of an edit or control, also its directory: `seed=0_peak-into-latest_UV_k=all_edit`."""
+    if kind == "weight_swap":
+        return f"seed={seed}_{edit.donor}-into-{edit.recipient}{edit_whose(variant, roles)}_{kind}"
+    return f"{edit_group(seed, edit, variant, roles)}_{kind}"
+
+
+def edit_whose(variant: EditVariant, roles: tuple[Role, ...]) -> str:
+    """Which matrices, as part of a name; empty for all of the study's."""
+    layers = "" if variant.blocks == 1 else f"_layers={variant.block + 1}of{variant.blocks}"
+    return layers + ("" if variant.roles == roles else f"_roles={'+'.join(variant.roles)}")

@@ -29,8 +29,12 @@ def test_it_ends_well_and_says_where_the_time_went_and_where_the_report_is(whole
 def test_every_table_is_there_with_its_columns_and_rows(whole: Run) -> None:
     study = load_study(STUDY, OVERRIDES)
     checkpoints = 1 + len(study.sft.steps) + 2 * len(study.rl.from_steps)
-    edited = len({row["edit"] for row in whole.table("edits").to_pylist()})
-    assert edited in (0, 3), "an edit stands with its two controls, or the peak was the latest checkpoint"
+    edits = whole.table("edits").to_pylist()
+    edited, groups = len({row["edit"] for row in edits}), len({row["group"] for row in edits})
+    # Three edits (UV of all directions; two doses of a rotation), each with four controls, the swap in common.
+    assert (groups, edited) in ((0, 0), (3, 13)), (
+        "edits with their controls, or the peak was the latest checkpoint"
+    )
     rows = {
         "sft": len(study.sft.steps),
         "rl": len(study.rl.from_steps) * study.rl.budgets[-1],
@@ -38,14 +42,16 @@ def test_every_table_is_there_with_its_columns_and_rows(whole: Run) -> None:
         "episodes": 2 * study.evaluation.problems * (checkpoints + edited),
         # per seed and pooled, both rules, every cell
         "boundary": 2 * 2 * len(study.rl.from_steps) * len(study.rl.budgets),
-        "edits": 2 * edited,
+        "edits": 2 * groups * 5,
+        "shift": 2 * checkpoints,
     }
     for name, schema in SCHEMAS.items():
         table = whole.table(name)
         assert table.schema.names == schema.names
         if name in rows:
             assert table.num_rows == rows[name], name
-    assert whole.table("spectra").num_rows > 0
+    for name in ("spectra", "updates", "hidden", "similarity", "predictors"):
+        assert whole.table(name).num_rows > 0, name
 
 
 def test_no_row_is_double(whole: Run) -> None:
@@ -55,6 +61,11 @@ def test_no_row_is_double(whole: Run) -> None:
         "episodes": ["checkpoint", "rule", "problem_id"],
         "scores": ["checkpoint", "rule"],
         "spectra": ["a", "b", "matrix", "k"],
+        "updates": ["a", "b", "c", "matrix", "k"],
+        "edits": ["group", "kind", "rule"],
+        "hidden": ["checkpoint", "rule", "layer"],
+        "similarity": ["a", "b", "rule", "layer"],
+        "shift": ["checkpoint", "rule"],
     }
     for name, key in keys.items():
         rows = [tuple(row[column] for column in key) for row in whole.table(name).to_pylist()]

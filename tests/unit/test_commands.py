@@ -17,7 +17,7 @@ import yaml
 from rlheals_ray.config import InputError, load_study
 from rlheals_ray.grid import preflight as preflight_module
 from rlheals_ray.grid.command import main
-from rlheals_ray.grid.preflight import NANO_POSITIONS, check_tracking
+from rlheals_ray.grid.preflight import NANO_HIDDEN, NANO_POSITIONS, check_tracking
 from rlheals_ray.grid.resources import local_gpus, resources_of
 from rlheals_ray.models.chat import ChatFormat
 from rlheals_ray.models.nano import architecture, tokenizer
@@ -103,6 +103,8 @@ WRONG = [
     (["tiny", "rl.algorithm=trpo"], ["rl.algorithm", "'trpo'", "'ppo', 'grpo' or 'rloo'"]),
     (["tiny", "rl.top_p=0.9"], ["rl.top_p", "0.9", "leave it at 1.0"]),
     (["tiny", "sft.sharding=none", "rl.workers=2"], ["sft.sharding", "'none'", "fsdp2"]),
+    (["tiny", "edits=[{k: 65}]"], ["edits.0.k", "65", "64 singular directions", "0.5"]),
+    (["tiny", "edits=[{mode: rotate, k: 64}]"], ["edits.0.k", "64", "mode rotate 63"]),
     (["tiny", "rollout.generators_per_branch=2"], ["rollout.generators_per_branch", "2", "[1]"]),
 ]
 
@@ -191,8 +193,23 @@ def test_a_model_with_pickled_weights_only_is_refused(grid: Run, tmp_path: Path,
     assert not storage.exists()
 
 
-def test_the_positions_of_the_nano_model_are_those_of_its_architecture() -> None:
-    assert architecture([24]).max_position_embeddings == NANO_POSITIONS
+def test_what_is_said_of_the_nano_model_is_true_of_its_architecture() -> None:
+    config = architecture([24])
+    assert config.max_position_embeddings == NANO_POSITIONS
+    assert config.hidden_size == config.num_attention_heads * config.head_dim == NANO_HIDDEN
+    assert config.intermediate_size >= NANO_HIDDEN
+
+
+def test_directions_that_a_model_of_one_s_own_lacks_are_refused_before_training(
+    grid: Run, tmp_path: Path, storage: Path
+) -> None:
+    sizes = {"hidden_size": 96, "num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 200}
+    (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 512, "text_config": sizes}))
+    (tmp_path / "model.safetensors").touch()
+    code, _, err = grid("tiny", f"base.model={tmp_path}", "spectra.roles=[q, k]", "edits=[{k: 33}]")
+    assert code == 2 and is_one_paragraph(err)
+    assert "edits.0.k (got 33)" in err and "the k matrices" in err and "at most 32" in err
+    assert not storage.exists()
 
 
 @pytest.mark.parametrize(
@@ -289,8 +306,9 @@ def test_the_plan_tells_the_study_its_stages_and_writes_nothing(
     resolved = plan_s_study(out)
     assert resolved["sft"]["learning_rate"] == 2e-4 and resolved["storage"] == str(storage)
     rows = {words[1]: words[3] for words in (line.split() for line in out.splitlines()) if len(words) > 5}
-    # 1 base; 1 trunk; 2 branches; probes of the base, 3 SFT steps and 2 branches x 2 budgets; an edit, 2 controls.
-    expected = {"base": "1", "sft": "1", "rl": "2", "probe": "8", "spectra": "1", "edit": "3"}
+    # 1 base; 1 trunk; 2 branches; probes of the base, 3 SFT steps and 2 branches x 2 budgets; 3 edits of the same
+    # matrices, which share one weight swap and have 3 controls more each.
+    expected = {"base": "1", "sft": "1", "rl": "2", "probe": "8", "spectra": "1", "edit": "13"}
     assert {stage: rows[stage] for stage in expected} == expected
     assert "GiB" in out and "MiB" in out and "CPUs" in out
 

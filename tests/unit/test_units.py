@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rlheals_ray.config import load_study
-from rlheals_ray.grid.units import EDIT_KINDS, StudyUnits
+from rlheals_ray.grid.units import StudyUnits, edit_kinds
 from rlheals_ray.storage import Unit
 
 PEAK = 8
@@ -16,6 +16,7 @@ def all_units(*overrides: str, peak: int = PEAK) -> dict[str, str]:
     """Name to fingerprint of every unit of the nano study."""
     study = load_study("nano", overrides)
     units = StudyUnits(study)
+    shared: dict[str, str] = {}  # one weight swap is the control of every edit of the same matrices
 
     def every() -> Iterator[Unit]:
         yield units.base
@@ -24,9 +25,12 @@ def all_units(*overrides: str, peak: int = PEAK) -> dict[str, str]:
             yield units.losses(seed)
             yield units.spectra(seed, peak, study.rl.from_steps)
             for edit in study.edits:
-                for kind in EDIT_KINDS:
-                    unit, probe = units.edit(seed, edit, kind, peak)
-                    yield from (unit, probe.unit)
+                for variant in edit.variants(study.spectra.roles):
+                    for kind in edit_kinds(variant):
+                        unit, probe = units.edit(seed, edit, variant, kind, peak)
+                        if unit.name not in shared:
+                            yield from (unit, probe.unit)
+                        assert shared.setdefault(unit.name, unit.fingerprint) == unit.fingerprint
         yield from (unit for _, _, unit in units.branches())
         yield from (probe.unit for probe in units.probes())
 

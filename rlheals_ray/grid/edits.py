@@ -1,0 +1,169 @@
+"""The stage that tests cause against correlation: every edit with its controls, written and probed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from rlheals_ray import tables
+from rlheals_ray.config import EditSettings, EditVariant
+from rlheals_ray.grid.peaks import named_checkpoint, peak_step, probed_seeds
+from rlheals_ray.grid.probes import probe_all
+from rlheals_ray.grid.progress import StageProgress
+from rlheals_ray.grid.session import Session
+from rlheals_ray.grid.spectra import FACTORS
+from rlheals_ray.grid.units import Probe, edit_group, edit_kinds
+from rlheals_ray.storage import StudyFiles, Unit
+
+if TYPE_CHECKING:
+    from rlheals_ray.spectra.edit import Edit
+
+PIECES = "pieces"
+"""Where edited matrices wait to be linked into their checkpoints."""
+
+
+@dataclass(frozen=True)
+class PlannedEdit:
+    """One checkpoint to be written by an edit or a control: its unit, its probe, and whose it is."""
+
+    unit: Unit
+    probe: Probe
+    edit: Edit
+    donor: str
+    recipient: str
+    groups: tuple[tuple[str, EditVariant], ...]
+    """The edits that it belongs to, as itself or as a control: a weight swap serves all of the same matrices."""
+
+
+def planned_edits(session: Session) -> list[PlannedEdit]:
+    """Every edit and control of the seeds whose peak is known and whose branches are done.
+
+    None where donor and recipient turn out to be one checkpoint, as when the peak is the latest.
+    """
+    planned: dict[str, PlannedEdit] = {}
+    for seed in probed_seeds(session):
+        peak = peak_step(session, seed)
+        for settings in session.study.edits:
+            donor, recipient = (
+                named_checkpoint(session, seed, anchor, peak)
+                for anchor in (settings.donor, settings.recipient)
+            )
+            if donor is None or recipient is None or donor == recipient:
+                continue
+            for variant in settings.variants(session.study.spectra.roles):
+                group = (edit_group(seed, settings, variant, session.study.spectra.roles), variant)
+                for kind in edit_kinds(variant):
+                    unit, probe = session.units.edit(seed, settings, variant, kind, peak)
+                    before = planned.get(unit.name)
+                    planned[unit.name] = PlannedEdit(
+                        unit,
+                        probe,
+                        _edit(session, settings, variant, kind, seed, donor, recipient),
+                        donor,
+                        recipient,
+                        (*(before.groups if before else ()), group),
+                    )
+    return list(planned.values())
+
+
+def _edit(
+    session: Session,
+    settings: EditSettings,
+    variant: EditVariant,
+    kind: str,
+    seed: int,
+    donor: str,
+    recipient: str,
+) -> Edit:
+    from rlheals_ray.models.checkpoint import Checkpoint
+    from rlheals_ray.spectra.edit import Edit
+    from rlheals_ray.spectra.roles import locate
+
+    directory = session.files.checkpoint(recipient)
+    places = [place for name in Checkpoint(directory).names() if (place := locate(name))]
+    layers = variant.layers(1 + max(layer for layer, _ in places if layer is not None))
+    return Edit(
+        donor_directory=str(session.files.checkpoint(donor)),
+        recipient_directory=str(directory),
+        factors=variant.factors,
+        k=variant.k,
+        mode=variant.mode,
+        part=variant.part,
+        t=variant.t,
+        roles=variant.roles,
+        layers=layers,
+        kind=kind,
+        seed=seed,
+    )
+
+
+def edit_stage(session: Session) -> None:
+    """Every edit with its controls: write the checkpoints together, probe them, leave the rows of tables/edits."""
+    files = session.files
+    plans = planned_edits(session)
+    pending = [plan for plan in plans if not files.is_done(plan.unit)]
+    if pending:
+        _write(session, pending)
+    written = [plan for plan in plans if files.is_done(plan.unit)]
+    probe_all(session, [plan.probe for plan in written], "probe edits")
+    for plan in written:
+        if files.is_done(plan.probe.unit):
+            files.write_part("edits", plan.unit, _rows(files, plan))
+
+
+def _write(session: Session, pending: list[PlannedEdit]) -> None:
+    from rlheals_ray.spectra.ablation import Order, run_edits
+
+    files = session.files
+    session.connect()
+    progress = StageProgress("edit", len(pending), "checkpoints")
+    orders = []
+    for plan in pending:
+        files.begin(plan.unit, plan.probe.checkpoint)
+        orders.append(Order(plan.edit, str(files.checkpoint(plan.probe.checkpoint)), files.stamps(plan.unit)))
+    reports = run_edits(
+        orders, str(files.root / FACTORS), str(files.root / PIECES), concurrency=session.task_slots
+    )
+    for plan, report in zip(pending, reports, strict=True):
+        if isinstance(report, str):
+            session.failures[plan.unit.name] = report
+        else:
+            files.mark_done(plan.unit, **asdict(report))
+    progress.advance(len(pending))
+    progress.end()
+
+
+def _rows(files: StudyFiles, plan: PlannedEdit) -> pa.Table:
+    details = files.details(plan.unit)
+    found = {name: details[name] for name in ("projection", "residual", "smallest", "delta_norm")}
+    measured = ("rule", "n", "acc_1", "acc_1_low", "acc_1_high", "acc_k")
+    scores = files.read_part("scores", plan.probe.unit).to_pylist()
+    return tables.table(
+        "edits",
+        [
+            _columns(plan, group, variant) | found | {column: score[column] for column in measured}
+            for group, variant in plan.groups
+            for score in scores
+        ],
+    )
+
+
+def _columns(plan: PlannedEdit, group: str, variant: EditVariant) -> dict[str, Any]:
+    return {
+        "edit": plan.unit.name.removeprefix("edit/"),
+        "group": group,
+        "seed": plan.probe.seed,
+        "donor": plan.donor,
+        "recipient": plan.recipient,
+        "kind": plan.edit.kind,
+        "mode": variant.mode,
+        "factors": variant.factors,
+        "part": variant.part,
+        "k": variant.k if isinstance(variant.k, int) else None,
+        "k_fraction": variant.k if isinstance(variant.k, float) else None,
+        "t": variant.t,
+        "layers": None if plan.edit.layers is None else list(plan.edit.layers),
+        "roles": list(plan.edit.roles),
+    }
