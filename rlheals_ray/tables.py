@@ -61,6 +61,10 @@ UPDATES = _schema(
     delta_norm_1=_f, delta_norm_2=_f, effective_rank_1=_f, effective_rank_2=_f,
 )  # fmt: skip
 """Two updates of one matrix, ΔW₁ = b − a (say of SFT) and ΔW₂ = c − b (of RL from there)."""
+SINGULAR_VALUES = _schema(
+    seed=_i, checkpoint=_s, matrix=_s, layer=_i, role=_s, index=_i, sigma=_f,
+)  # fmt: skip
+"""σ_index of a checkpoint's matrix, index from 1, thinned on a log grid that holds the first and the last."""
 EDITS = _schema(
     edit=_s, group=_s, seed=_i, donor=_s, recipient=_s, kind=_s, mode=_s, factors=_s, part=_s, k=_i,
     k_fraction=_f, t=_f, layers=pa.list_(_i), roles=pa.list_(_s), projection=_f, residual=_f, smallest=_f,
@@ -89,8 +93,8 @@ PREDICTORS = _schema(
 
 SCHEMAS: Mapping[str, pa.Schema] = {
     "sft": SFT, "rl": RL, "episodes": EPISODES, "scores": SCORES, "boundary": BOUNDARY,
-    "spectra": SPECTRA, "updates": UPDATES, "edits": EDITS, "hidden": HIDDEN, "similarity": SIMILARITY,
-    "shift": SHIFT, "predictors": PREDICTORS,
+    "spectra": SPECTRA, "updates": UPDATES, "singular_values": SINGULAR_VALUES, "edits": EDITS,
+    "hidden": HIDDEN, "similarity": SIMILARITY, "shift": SHIFT, "predictors": PREDICTORS,
 }  # fmt: skip
 
 
