@@ -1,0 +1,61 @@
+"""Rows of names through Ray Data: the one way in which matrices are worked on side by side."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+
+SECONDS_PER_BLOCK = 5.0
+
+
+def mapped(
+    rows: Sequence[Mapping[str, Any]],
+    function: Callable[..., pa.Table],
+    seconds: float,
+    concurrency: int,
+    num_cpus: float = 1.0,
+    *,
+    max_errored_blocks: int = 0,
+    **arguments: Any,
+) -> pa.Table:
+    """function(block of rows as a table, **arguments) over all rows on Ray Data, in their order.
+
+    seconds: roughly how long one core would take for all of it; sizes the blocks. concurrency: blocks at one
+    time, each reserving num_cpus. Rows of up to max_errored_blocks blocks (-1: any number) may be lost, by an
+    exception or with their worker; one more raises what Ray raises.
+    """
+    blocks = min(len(rows), max(4 * concurrency, math.ceil(seconds / SECONDS_PER_BLOCK)))
+    with _quiet(max_errored_blocks):
+        dataset = ray.data.from_items([dict(row) for row in rows], override_num_blocks=blocks).map_batches(
+            function,
+            fn_kwargs=arguments,
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.TaskPoolStrategy(size=concurrency),
+            num_cpus=num_cpus,
+        )
+        return pa.concat_tables(ray.get(dataset.to_arrow_refs()))
+
+
+@contextmanager
+def _quiet(max_errored_blocks: int) -> Iterator[None]:
+    """Ray Data without progress bars and execution reports, in the order of its input."""
+    context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
+    before = context.enable_progress_bars, context.execution_options.preserve_order, logger.level
+    errored = context.max_errored_blocks
+    context.enable_progress_bars, context.execution_options.preserve_order = False, True
+    context.max_errored_blocks = max_errored_blocks
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars, context.execution_options.preserve_order = before[:2]
+        context.max_errored_blocks = errored
+        logger.setLevel(before[2])
