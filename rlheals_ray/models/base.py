@@ -9,7 +9,7 @@ import torch
 
 from rlheals_ray.config import Study
 from rlheals_ray.models import nano
-from rlheals_ray.models.checkpoint import copy_companions, copy_model
+from rlheals_ray.models.checkpoint_writer import copy_companions, copy_model
 from rlheals_ray.models.nano_base import train_nano_base
 from rlheals_ray.storage import StudyFiles, Unit, new_directory
 

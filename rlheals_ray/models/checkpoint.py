@@ -1,240 +1,262 @@
-"""Checkpoints on disk, one tensor at a time: reading, identifying and writing Hugging Face directories.
+"""Checkpoints one tensor at a time: Hugging Face directories, local or on any pyarrow filesystem.
 
-Nothing here ever holds a model: a reader maps one tensor, the writer streams tensors into place, and
-pickled weights (.bin, .pt), which could run code on loading, are refused.
+Nothing here ever holds a model: a local tensor is mapped, a remote one fetched by its bytes alone, and pickled
+weights (.bin, .pt), which could run code on loading, are refused.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import struct
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from rlheals_ray.config import InputError
-from rlheals_ray.storage import new_directory
+from rlheals_ray.folder import Folder
+from rlheals_ray.models.safetensors_file import DTYPES, Damaged, Entry, Header, read_header, read_tensor
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-COMPANIONS = (
-    "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
-    "vocab*", "merges.txt", "chat_template*", "*processor_config.json", "LICENSE*", "NOTICE*",
-)  # fmt: skip
-"""What stands beside the weights in a Hugging Face directory and belongs to every checkpoint of the model."""
-
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
-    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
-_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_PICKLED = (".bin", ".pt", ".pth")
+_CHUNK = 16 << 20
 
 
-@dataclass(frozen=True)
 class Checkpoint:
     """A directory with `model.safetensors`, or with shards and their `model.safetensors.index.json`.
 
-    Opening reads no weights. Every problem of the directory is an InputError that names the file or
-    tensor and the remedy.
+    Opening reads no weights, and headers are read once each. Every problem of the directory is an InputError
+    that names the tensor, or the file where no tensor can be named, and the remedy.
     """
 
-    directory: Path
+    def __init__(self, where: str | Path | Folder) -> None:
+        """where: a local path, or a URI of any filesystem that `Folder` knows."""
+        self.folder = Folder.of(where)
+        self._headers: dict[str, Header] = {}
+        if not self.folder.exists():
+            raise InputError(f"checkpoint (got {self.where!r}): there is no such directory; check the path.")
+        if self.folder.local and not self.folder.local.is_dir():
+            raise InputError(f"checkpoint (got {self.where!r}): this is a file; name its directory.")
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "directory", Path(self.directory))
-        if not self.directory.is_dir():
-            raise self._wrong(
-                f"checkpoint (got {str(self.directory)!r}): there is no such directory; check the path."
-            )
+    @property
+    def where(self) -> str:
+        """The local path or URI."""
+        return self.folder.uri
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.where)
 
     def names(self) -> list[str]:
         """The names of all tensors, sorted."""
         return sorted(self._files)
 
+    def files(self) -> list[str]:
+        """The names of the weight files, sorted."""
+        return sorted(set(self._files.values()))
+
+    def file(self, name: str) -> str:
+        """The weight file that holds a tensor."""
+        if name not in self._files:
+            raise self._wrong(
+                f"there is no tensor {name!r} among its {len(self._files)}; check that "
+                "all checkpoints are of one architecture."
+            )
+        return self._files[name]
+
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, from the header alone."""
-        with self._open(name) as file:
-            return tuple(file.get_slice(name).get_shape())
+        return self.entry(name).shape
 
     def dtype(self, name: str) -> torch.dtype:
         """The stored dtype of a tensor, from the header alone."""
-        with self._open(name) as file:
-            code = file.get_slice(name).get_dtype()
-        if code not in _DTYPES:
+        code = self.entry(name).code
+        if code not in DTYPES:
             raise self._wrong(
                 f"tensor {name!r} has the dtype {code}, which is not supported; "
                 "convert the checkpoint to float32 or bfloat16."
             )
-        return _DTYPES[code]
+        return DTYPES[code]
 
-    def tensor(self, name: str, finite: bool = True) -> torch.Tensor:
-        """One tensor in its stored dtype, on the CPU. With `finite`, NaN or Inf in it raises InputError."""
-        with self._open(name) as file:
-            tensor: torch.Tensor = file.get_tensor(name)
-        if finite and not bool(torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all()):
+    def tensor(self, name: str, finite: bool = True, rows: slice | None = None) -> torch.Tensor:
+        """One tensor in its stored dtype, on the CPU. With `finite`, NaN or Inf in it raises InputError.
+
+        rows: only these of its first dimension (start and stop within it, step 1).
+        A local tensor is a view of the mapped file and is not to be written to.
+        """
+        entry, file_name = self.entry(name), self.file(name)
+        self.dtype(name)
+        try:
+            tensor = read_tensor(self.folder, file_name, name, entry, rows)
+        except (Damaged, FileNotFoundError) as error:
+            raise self._damaged(file_name, error, name) from None
+        if finite and not is_finite(tensor):
             raise self._wrong(
                 f"tensor {name!r} holds NaN or Inf; the training that wrote it diverged: "
                 "use an earlier checkpoint."
             )
         return tensor
 
+    def entry(self, name: str) -> Entry:
+        """Where a tensor's bytes stand in its file."""
+        file_name = self.file(name)
+        entry = self.header(file_name, name).entries.get(name)
+        if entry is None:
+            raise self._wrong(
+                f"the index sends tensor {name!r} to {file_name!r}, which lacks it; "
+                "copy the shard or the index again."
+            )
+        return entry
+
+    def header(self, file_name: str, wanted: str | None = None) -> Header:
+        """The checked header of a weight file. wanted: the tensor to name in an error."""
+        if file_name not in self._headers:
+            try:
+                self._headers[file_name] = read_header(self.folder, file_name)
+            except (Damaged, OSError) as error:
+                raise self._damaged(file_name, error, wanted) from None
+        return self._headers[file_name]
+
+    def check(self) -> None:
+        """Check the whole checkpoint by its headers: every tensor of the index is in its shard, whole; no shard
+        holds one that the index does not send there. Raises InputError."""
+        expected: dict[str, list[str]] = {file_name: [] for file_name in self.files()}
+        for name, file_name in sorted(self._files.items()):
+            expected[file_name].append(name)
+        for file_name, names in expected.items():
+            for name in names:
+                self.dtype(name)
+            if extra := sorted(set(self.header(file_name).entries) - set(names)):
+                other = self._files.get(extra[0])
+                sent = f"sends it to {other!r}" if other else "does not know it"
+                raise self._wrong(
+                    f"{file_name!r} holds the tensor {extra[0]!r}, but {INDEX_FILE} {sent}: shards and index "
+                    "are of different checkpoints; copy all of them again."
+                )
+
+    def config(self) -> dict[str, Any]:
+        """config.json of the model."""
+        try:
+            config = json.loads(self.folder.read("config.json").decode("utf-8"))
+        except FileNotFoundError:
+            raise self._wrong("config.json is missing; copy it again.") from None
+        except (ValueError, RecursionError):
+            config = None
+        if not isinstance(config, dict):
+            raise self._wrong("config.json is no JSON object; copy it again.")
+        return config
+
+    def index(self) -> Mapping[str, Any] | None:
+        """The index of the shards as it stands; None where one file holds all tensors."""
+        if not self.folder.exists(INDEX_FILE):
+            return None
+        try:
+            index = json.loads(self.folder.read(INDEX_FILE).decode("utf-8"))
+            if not isinstance(index["weight_map"], dict) or not index["weight_map"]:
+                raise ValueError
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise self._wrong(
+                f"{INDEX_FILE} is no valid index with a 'weight_map'; download it again."
+            ) from None
+        return dict(index)
+
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the bytes of the weight files, in the order of their names."""
         digest = hashlib.sha256()
-        for file_name in sorted(set(self._files.values())):
-            path = self.directory / file_name
-            if not path.is_file():
-                raise self._wrong(f"{file_name!r} is missing; copy it again.")
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+        for file_name in self.files():
+            one = hashlib.sha256()
+            try:
+                with self.folder.open_input(file_name) as file:
+                    while chunk := file.read(_CHUNK):
+                        one.update(chunk)
+            except FileNotFoundError as error:
+                raise self._damaged(file_name, error, None) from None
+            digest.update(one.digest())
         return digest.hexdigest()
 
+    def __repr__(self) -> str:
+        return f"Checkpoint({self.where!r})"
+
     def _wrong(self, message: str) -> InputError:
-        return InputError(f"checkpoint {str(self.directory)!r}: {message}")
+        return InputError(f"checkpoint {self.where!r}: {message}")
+
+    def _damaged(self, file_name: str, error: Exception, name: str | None) -> InputError:
+        wanted = f" (for tensor {name!r})" if name else ""
+        if isinstance(error, FileNotFoundError):
+            return self._wrong(f"{file_name!r}{wanted} is missing; copy it again.")
+        return self._wrong(f"{file_name!r}{wanted} is damaged ({error}); copy it again.")
 
     @cached_property
     def _files(self) -> dict[str, str]:
         """Tensor name -> file name within the directory."""
-        if (self.directory / INDEX_FILE).is_file():
-            return self._read_index()
-        if (self.directory / SINGLE_FILE).is_file():
-            with self._open_file(SINGLE_FILE) as file:
-                return dict.fromkeys(file.keys(), SINGLE_FILE)
-        pickled = sorted(
-            path.name for suffix in ("*.bin", "*.pt", "*.pth") for path in self.directory.glob(suffix)
-        )
-        if pickled:
-            raise self._wrong(
-                f"only pickled weights ({pickled[0]}), which can run code on loading and are never read "
-                "here; convert them where you trust them with "
-                "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)."
-            )
+        index = self.index()
+        if index is not None:
+            return self._sent(index["weight_map"])
+        present = self.folder.names()
+        if SINGLE_FILE in present:
+            return dict.fromkeys(self.header(SINGLE_FILE).entries, SINGLE_FILE)
+        if pickled := [name for name in present if name.endswith(_PICKLED)]:
+            raise self._pickled(pickled[0])
         raise self._wrong(
             f"neither {SINGLE_FILE} nor {INDEX_FILE} is there; name a Hugging Face directory "
             "with safetensors weights."
         )
 
-    def _read_index(self) -> dict[str, str]:
-        try:
-            files = json.loads((self.directory / INDEX_FILE).read_text(encoding="utf-8"))["weight_map"]
-            items = list(files.items())
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise self._wrong(
-                f"{INDEX_FILE} is no valid index with a 'weight_map'; download it again."
-            ) from None
-        for name, file_name in items:
+    def _sent(self, weight_map: Mapping[str, Any]) -> dict[str, str]:
+        for name, file_name in weight_map.items():
             # Plain names only. Links are followed: a Hugging Face cache keeps its blobs elsewhere.
-            if not isinstance(file_name, str) or file_name in ("", "..") or Path(file_name).name != file_name:
+            plain = isinstance(file_name, str) and file_name not in ("", ".", "..") and "\0" not in file_name
+            if not plain or Path(file_name).name != file_name:
                 raise self._wrong(
                     f"{INDEX_FILE} sends tensor {name!r} to {file_name!r}, outside the directory; mend the "
                     "index: shards stand beside it."
                 )
-        return dict(items)
-
-    @contextmanager
-    def _open(self, name: str) -> Iterator[Any]:
-        if name not in self._files:
+            if file_name.endswith(_PICKLED):
+                raise self._pickled(file_name)
+        if SINGLE_FILE not in weight_map.values() and self.folder.exists(SINGLE_FILE):
             raise self._wrong(
-                f"there is no tensor {name!r} among its {len(self._files)}; check that "
-                "all checkpoints are of one architecture."
+                f"both {SINGLE_FILE} and {INDEX_FILE} are there, and libraries differ in which they load; "
+                "delete the one that does not belong to the checkpoint."
             )
-        with self._open_file(self._files[name], name) as file:
-            yield file
+        return dict(weight_map)
 
-    @contextmanager
-    def _open_file(self, file_name: str, name: str | None = None) -> Iterator[Any]:
-        path = self.directory / file_name
-        wanted = f" (for tensor {name!r})" if name else ""
-        if not path.is_file():
-            raise self._wrong(f"{file_name!r}{wanted} is missing; copy it again.")
-        try:
-            file = safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise self._wrong(f"{file_name!r}{wanted} is damaged ({error}); copy it again.") from None
-        with file as opened:
-            if name is not None and name not in opened.keys():  # noqa: SIM118 (not a mapping)
-                raise self._wrong(
-                    f"the index sends tensor {name!r} to {file_name!r}, which lacks it; "
-                    "copy the shard or the index again."
-                )
-            yield opened
+    def _pickled(self, file_name: str) -> InputError:
+        return self._wrong(
+            f"only pickled weights ({file_name}), which can run code on loading and are never read "
+            "here; convert them where you trust them with "
+            "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)."
+        )
 
 
-def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, torch.Tensor]], like: Path) -> None:
-    """Write a checkpoint with the names, shapes and dtypes of `like`, and its configuration and tokenizer.
-
-    `tensors` yields (name, tensor) in any order, every tensor of `like` exactly once; each is cast and
-    written at once, so the memory taken is that of one tensor. `directory` appears whole or not at all.
-    Raises ValueError for a tensor that is missing, unknown, doubled or of another shape.
-    """
-    model = Checkpoint(like)
-    header, places, size = _layout(model)
-    with new_directory(directory) as temporary:
-        copy_companions(Path(like), temporary)
-        with (temporary / SINGLE_FILE).open("wb") as file:
-            file.write(struct.pack("<Q", len(header)) + header)
-            file.truncate(file.tell() + size)
-            missing = set(places)
-            for name, tensor in tensors:
-                if name not in missing:
-                    raise ValueError(
-                        f"{name!r} is {'doubled' if name in places else 'no tensor of ' + str(like)}"
-                    )
-                shape, dtype, offset = places[name]
-                if tuple(tensor.shape) != shape:
-                    raise ValueError(f"{name!r} has the shape {tuple(tensor.shape)}; {like} has {shape}")
-                missing.remove(name)
-                file.seek(8 + len(header) + offset)
-                file.write(_raw(tensor.detach().to(device="cpu", dtype=dtype)))
-        if missing:
-            raise ValueError(f"{len(missing)} tensors of {like} were not given, among them {min(missing)!r}")
-
-
-def copy_companions(source: Path, target: Path) -> None:
-    """Copy configuration, tokenizer and generation files of a Hugging Face directory."""
-    for path in sorted({path for pattern in COMPANIONS for path in source.glob(pattern)}):
-        if path.is_file():
-            shutil.copyfile(path, target / path.name)
-
-
-def copy_model(source: Path, target: Path) -> None:
-    """Copy the model of a Hugging Face directory, safetensors and companions, and nothing else."""
-    copy_companions(source, target)
-    for pattern in ("*.safetensors", INDEX_FILE):
-        for path in source.glob(pattern):
-            shutil.copyfile(path, target / path.name)
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor Inf; without a copy of it, for the usual dtypes."""
+    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() == 0:
+        return True
+    if tensor.is_complex() or tensor.itemsize == 1:
+        return bool(torch.isfinite(tensor if tensor.is_complex() else tensor.float()).all())
+    # The least and the largest value are NaN where any value is.
+    return all(bool(torch.isfinite(bound)) for bound in torch.aminmax(tensor))
 
 
 def content_hash(tensor: torch.Tensor) -> str:
     """SHA-256 (hex) of a CPU tensor's dtype, shape and values."""
     digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    digest.update(_raw(tensor))
+    digest.update(raw_bytes(tensor))
     return digest.hexdigest()
 
 
-def _raw(tensor: torch.Tensor) -> memoryview:
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+def raw_bytes(tensor: torch.Tensor) -> memoryview:
+    """The values of a CPU tensor in C order as bytes, without a copy where it is contiguous."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def _layout(like: Checkpoint) -> tuple[bytes, dict[str, tuple[tuple[int, ...], torch.dtype, int]], int]:
-    """The safetensors header (padded to 8 bytes), each tensor's place in the data, and the data's size."""
-    kinds = {name: (like.shape(name), like.dtype(name)) for name in like.names()}
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    places, offset = {}, 0
-    # Wide dtypes first, so that every tensor is aligned to its own item size.
-    for name, (shape, dtype) in sorted(kinds.items(), key=lambda item: (-item[1][1].itemsize, item[0])):
-        end = offset + torch.Size(shape).numel() * dtype.itemsize
-        entries[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
-        places[name] = (shape, dtype, offset)
-        offset = end
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    return header + b" " * (-len(header) % 8), places, offset
+def __getattr__(name: str) -> Any:
+    # Transition: moved to checkpoint_writer.
+    if name in ("COMPANIONS", "copy_companions", "copy_model", "write_checkpoint"):
+        from rlheals_ray.models import checkpoint_writer
+
+        return getattr(checkpoint_writer, name)
+    raise AttributeError(name)

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from rlheals_ray.models.chat import ChatFormat
-from rlheals_ray.models.checkpoint import copy_model
+from rlheals_ray.models.checkpoint_writer import copy_model
 from rlheals_ray.rl.branch import Branch
 from rlheals_ray.rl.trl_arguments import trl_arguments
 from rlheals_ray.rl.trl_metrics import update_metrics

@@ -27,7 +27,7 @@ from trl import SFTConfig, SFTTrainer
 from rlheals_ray import tables
 from rlheals_ray.config import Study
 from rlheals_ray.models.chat import ChatFormat
-from rlheals_ray.models.checkpoint import copy_model
+from rlheals_ray.models.checkpoint_writer import copy_model
 from rlheals_ray.received import record_received
 from rlheals_ray.sft.data import Example, training_examples
 from rlheals_ray.sft.names import trunk_checkpoint

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlheals_ray.config import InputError
-from rlheals_ray.models.checkpoint import INDEX_FILE, Checkpoint, content_hash, write_checkpoint
+from rlheals_ray.models.checkpoint import INDEX_FILE, Checkpoint, content_hash
+from rlheals_ray.models.checkpoint_writer import write_checkpoint
 
 
 def tiny_llama(directory: Path, dtype: torch.dtype = torch.float32, tied: bool = False) -> LlamaForCausalLM:
