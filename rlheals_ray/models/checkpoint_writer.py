@@ -57,7 +57,7 @@ def write_checkpoint(
     if unknown := expected - names:
         raise ValueError(f"{min(unknown)!r} is no tensor of {model.where}")
     shards = {model.file(name) for name in expected}
-    with _appearing(Folder.of(out), model) as (folder, scratch):
+    with appearing(Folder.of(out), model) as (folder, scratch):
         copy_companions(model.folder, folder)
         for name, data in (extra or {}).items():
             folder.write(name, data)
@@ -203,7 +203,7 @@ def _hand_over(file_name: str, scratch: Path, folder: Folder) -> None:
 
 
 @contextmanager
-def _appearing(out: Folder, model: Checkpoint) -> Iterator[tuple[Folder, Path]]:
+def appearing(out: Folder, model: Checkpoint) -> Iterator[tuple[Folder, Path]]:
     """A folder for the finished files, index or single file last, and a scratch directory to make them in."""
     if out.local:
         with new_directory(out.local) as temporary:
