@@ -15,7 +15,9 @@ from rich.table import Table
 from rlheals_ray import tables
 from rlheals_ray.config import Study, dump_study
 from rlheals_ray.evaluation.boundary import boundary_rows
+from rlheals_ray.evaluation.predictors import predictor_rows
 from rlheals_ray.grid.edits import edit_stage, planned_edits
+from rlheals_ray.grid.hidden import hidden_stage, hidden_unit
 from rlheals_ray.grid.peaks import clusters
 from rlheals_ray.grid.preflight import preflight
 from rlheals_ray.grid.session import Session
@@ -28,10 +30,10 @@ STAGES: dict[str, tuple[Callable[[Session], None], ...]] = {
     "sft": (base_stage, sft_stage),
     "rl": (base_stage, sft_stage, rl_stage),
     "evaluate": (base_stage, sft_stage, evaluate_stage),
-    "spectra": (base_stage, sft_stage, rl_stage, spectra_stage),
+    "spectra": (base_stage, sft_stage, rl_stage, spectra_stage, hidden_stage),
     "edit": (base_stage, sft_stage, edit_stage),
     "report": (),
-    "grid": (base_stage, sft_stage, rl_stage, evaluate_stage, spectra_stage, edit_stage),
+    "grid": (base_stage, sft_stage, rl_stage, evaluate_stage, spectra_stage, hidden_stage, edit_stage),
 }
 """What each job runs: its stage and what that needs; whatever is done already is skipped."""
 
@@ -90,8 +92,11 @@ def tables_stage(session: Session) -> None:
     files.compact("sft", [units.losses(seed) for seed in study.seeds])
     files.compact("rl", [unit for _, _, unit in units.branches()])
     compared = list(spectra_units(session).values())
-    files.compact("spectra", compared)
-    files.compact("updates", compared)
+    for name in ("spectra", "updates", "singular_values"):
+        files.compact(name, compared)
+    measured = [unit] if (unit := hidden_unit(session)) else []
+    for name in ("hidden", "similarity", "shift"):
+        files.compact(name, measured)
     files.compact("edits", [plan.unit for plan in edits if files.is_done(plan.probe.unit)])
     probed = [wanted.unit for wanted in [*units.probes(), *(plan.probe for plan in edits)]]
     episodes = files.compact("episodes", probed)
@@ -104,6 +109,8 @@ def tables_stage(session: Session) -> None:
         study.rl.algorithm,
     )
     files.write_table("boundary", tables.table("boundary", rows))
+    every = {name: files.read_table(name) for name in tables.SCHEMAS if name != "predictors"}
+    files.write_table("predictors", tables.table("predictors", predictor_rows(every)))
 
 
 def report_stage(session: Session) -> None:
