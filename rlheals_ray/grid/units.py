@@ -7,7 +7,7 @@ is in none of them, so that adding a seed adds work and repeats nothing.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from rlheals_ray.sft.names import BASE, trunk_checkpoint
 from rlheals_ray.storage import Unit, fingerprint
 from rlheals_ray.tasks import get_task
 
-CODE = {"base": 1, "sft": 1, "losses": 1, "rl": 4, "probe": 2, "spectra": 3, "edit": 3}
+CODE = {"base": 1, "sft": 1, "losses": 1, "rl": 4, "probe": 2, "spectra": 3, "edit": 3, "hidden": 1}
 """Raise a stage's number when its code changes what it computes: old results are then redone."""
 
 BRANCH_HOW = {"workers", "from_steps", "micro_batch", "save_every", "gradient_checkpointing"}
@@ -130,6 +130,47 @@ class StudyUnits:
                 peak=peak,
                 trunk=self.trunk(seed).fingerprint,
                 branches=[self.branch(seed, step).fingerprint for step in branches],
+            ),
+        )
+
+    def hidden_answers(self) -> Unit:
+        """The prompts on which hidden states are taken, and the base's answers to them."""
+        hidden, evaluation = self.study.hidden, self.study.evaluation
+        if hidden is None:
+            raise ValueError("the study takes no hidden states")
+        return Unit(
+            "hidden/answers",
+            fingerprint(
+                code=CODE["hidden"],
+                hidden=hidden.model_dump(),
+                problems={"problems": min(hidden.problems, evaluation.problems), "seed": evaluation.seed},
+                max_new_tokens=evaluation.max_new_tokens,
+                generation=self._generation,
+                task=self.task,
+                parent=self.base.fingerprint,
+            ),
+        )
+
+    def hidden_states(self, probe: Probe) -> Unit:
+        """What is collected of one checkpoint on these prompts."""
+        return Unit(
+            f"hidden/{probe.checkpoint}",
+            fingerprint(
+                code=CODE["hidden"],
+                checkpoint=probe.checkpoint,
+                made_by=probe.made_by,
+                parent=self.hidden_answers().fingerprint,
+            ),
+        )
+
+    def hidden(self, collected: Sequence[Unit], peaks: Mapping[int, int]) -> Unit:
+        """The measures: they depend on which checkpoints were collected, and on where the seeds' peaks are."""
+        return Unit(
+            "hidden",
+            fingerprint(
+                code=CODE["hidden"],
+                collected=[(unit.name, unit.fingerprint) for unit in collected],
+                peaks=sorted(peaks.items()),
             ),
         )
 

@@ -1,0 +1,144 @@
+"""The stage about what checkpoints compute: hidden states and output distributions, on the same prompts for all.
+
+Tasks of one CPU and one thread, each taking several checkpoints; resumable per checkpoint and per measure.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import ray
+
+from rlheals_ray.evaluation.asked import Asked, ask_base, asked_of
+from rlheals_ray.evaluation.collected import Order, collect, fingerprint_of
+from rlheals_ray.evaluation.probe import probe_problems
+from rlheals_ray.grid.hidden_tables import Places, hidden_tables
+from rlheals_ray.grid.peaks import peak_step, probed_seeds
+from rlheals_ray.grid.probes import side_by_side
+from rlheals_ray.grid.progress import StageProgress
+from rlheals_ray.grid.session import Session
+from rlheals_ray.grid.units import Probe
+from rlheals_ray.sft.names import BASE
+from rlheals_ray.storage import Unit, write_parquet
+
+HIDDEN = "hidden"
+"""Where a study keeps what was collected of each checkpoint."""
+
+
+def hidden_stage(session: Session) -> None:
+    """Collect from every probed checkpoint of the map; measure likeness, paths and shift; leave the three tables."""
+    if session.study.hidden is None:
+        return
+    files, wanted = session.files, _existing(session)
+    pending = [probe for probe in wanted if not _is_collected(session, probe)]
+    if pending:
+        session.connect()
+        _collect(session, wanted, pending, _asked(session))
+    unit = hidden_unit(session)
+    if unit is None or files.is_done(unit):
+        return
+    files.begin(unit)
+    session.connect()
+    places = Places(
+        [probe for probe in wanted if _is_collected(session, probe)],
+        [_file(session, probe.checkpoint) for probe in wanted if _is_collected(session, probe)],
+        _peaks(session),
+    )
+    for name, table in hidden_tables(session.study, places, _asked(session)).items():
+        files.write_part(name, unit, table)
+    files.mark_done(unit)
+
+
+def hidden_unit(session: Session) -> Unit | None:
+    """The measures of what has been collected; None where nothing was, or the study wants none."""
+    if session.study.hidden is None:
+        return None
+    collected = [
+        session.units.hidden_states(probe) for probe in _existing(session) if _is_collected(session, probe)
+    ]
+    return session.units.hidden(collected, _peaks(session)) if collected else None
+
+
+def _existing(session: Session) -> list[Probe]:
+    """The map's checkpoints that are there, made from the study's settings."""
+    return [p for p in session.units.probes() if session.files.holds(p.checkpoint, p.made_by)]
+
+
+def _peaks(session: Session) -> dict[int, int]:
+    return {seed: peak_step(session, seed) for seed in probed_seeds(session)}
+
+
+def _file(session: Session, checkpoint: str) -> Path:
+    return session.files.root / HIDDEN / f"{checkpoint}.safetensors"
+
+
+def _is_collected(session: Session, probe: Probe) -> bool:
+    # The file's own fingerprint is its marker: one write, nothing to disagree with.
+    return fingerprint_of(_file(session, probe.checkpoint)) == session.units.hidden_states(probe).fingerprint
+
+
+def _asked(session: Session) -> list[Asked]:
+    """What every checkpoint is asked; the base is asked first, where that is not done."""
+    study, files, unit = session.study, session.files, session.units.hidden_answers()
+    path = files.root / HIDDEN / "answers.parquet"
+    if not files.is_done(unit):
+        assert study.hidden is not None
+        problems = [
+            problem
+            for rule in ("id", "ood")
+            for problem in probe_problems(session.task, study.evaluation, rule)[: study.hidden.problems]
+        ]
+        files.begin(unit)
+        session.pool.wait_ready()
+        base = files.checkpoint(BASE)
+        samples, limit = study.hidden.samples, study.evaluation.max_new_tokens
+        write_parquet(path, ask_base(session.pool, base, unit.fingerprint, problems, samples, limit))
+        files.mark_done(unit)
+    return asked_of(pq.read_table(path))
+
+
+def _collect(
+    session: Session, wanted: Sequence[Probe], pending: Sequence[Probe], asked: Sequence[Asked]
+) -> None:
+    """Deal the checkpoints over as many tasks as there are slots, each of which reads the base once."""
+    assert session.study.hidden is not None
+    progress = StageProgress(HIDDEN, len(wanted), "checkpoints")
+    progress.skip(len(wanted) - len(pending))
+    base, last_tokens = str(session.files.checkpoint(BASE)), session.study.hidden.last_tokens
+    held = ray.put(list(asked))
+    # UNTESTED on GPUs: a task takes one where one is free, which while engines and learners live is seldom.
+    gpus = 1 if ray.available_resources().get("GPU", 0) >= 1 else 0
+
+    def one(share: Sequence[Probe]) -> None:
+        left = list(share)
+        try:
+            orders = [_order(session, probe) for probe in share]
+            for reference in _collect_share.options(num_gpus=gpus).remote(orders, base, held, last_tokens):
+                failure, probe = ray.get(reference), left.pop(0)
+                if failure:
+                    session.failures[session.units.hidden_states(probe).name] = failure
+                progress.advance(note=probe.checkpoint)
+        except Exception:  # the process is gone, again and again
+            cause = traceback.format_exc()
+            session.failures.update({session.units.hidden_states(probe).name: cause for probe in left})
+
+    slots = min(session.task_slots, len(pending))
+    side_by_side(one, [pending[slot::slots] for slot in range(slots)], slots)
+    progress.end()
+
+
+def _order(session: Session, probe: Probe) -> Order:
+    directory, out = session.files.checkpoint(probe.checkpoint), _file(session, probe.checkpoint)
+    return Order(str(directory), str(out), session.units.hidden_states(probe).fingerprint)
+
+
+@ray.remote(num_cpus=1, num_returns="streaming")
+def _collect_share(orders: list[Order], base: str, asked: list[Asked], last_tokens: int) -> Iterator[Any]:
+    import torch
+
+    torch.set_num_threads(1)
+    yield from collect(orders, base, asked, last_tokens)
