@@ -132,7 +132,8 @@ def _parsed(header: bytes) -> dict[str, Any]:
 
 def _checked(header: dict[str, Any], data: int, size: int) -> dict[str, Entry]:
     """The entries in the order of their bytes; `data` is where those begin, `size` where the file ends."""
-    metadata = header.pop("__metadata__", None) or {}
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise Damaged("its __metadata__ is no map of strings")
     entries = sorted(
