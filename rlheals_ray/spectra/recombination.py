@@ -1,13 +1,15 @@
-"""Matrices put together from the singular factors of two others: the edits, and their random controls.
+"""Matrices put together from the singular factors of two others: the edits, and their random control.
 
 A mode says how a replaced block of directions joins the recipient's others; a new one is a function and
-a line in MODES.
+a line in MODES. What several k or t of one pair of matrices have in common is computed once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, TypeAlias
 
 import torch
 
@@ -18,9 +20,15 @@ from rlheals_ray.spectra.rotation import (
     polar_factor,
     random_conjugate,
     random_rotation,
+    subspace_angles,
 )
 
 Which = Literal["UV", "S", "USV"]
+Point: TypeAlias = tuple[int, float]
+"""(k, t): how many directions, and how far they go."""
+
+COLUMNS = 256
+"""Singular vectors taken to float64 at a time: what is held beside the result stays small."""
 
 
 def recombine(
@@ -43,74 +51,194 @@ def recombine(
     t: how far to go, in [0, 1]; only the mode "rotate" can stop short of 1.
     Returns (m, n) float32. Raises ValueError for shapes that differ, a value out of range, or an unknown name.
     """
-    k = _checked(recipient, donor, k, factors, mode, part, t)
-    if part == "tail":
-        # The same edit with the triplets in reverse order.
-        recipient, donor = _reversed(recipient), _reversed(donor)
-    U, S, Vh = MODES[mode](recipient, donor, k, factors, t)
-    return ((U.double() * S.double()) @ Vh.double()).to(torch.float32)
+    pair = Recombination(recipient, donor, part)
+    (matrix,) = (matrix.to(torch.float32) for _, matrix in pair.edited([(pair.count(k), t)], factors, mode))
+    return matrix
 
 
-def _checked(
-    recipient: Factors, donor: Factors, k: int | None, factors: str, mode: str, part: str, t: float
-) -> int:
-    for name, factor, other in zip(("U", "S", "Vh"), recipient, donor, strict=True):
-        if factor.shape != other.shape:
+@dataclass(frozen=True, eq=False)
+class Recombination:
+    """Two matrices' factors, (m, r), (r,), (r, n) each, from whose `part` directions are exchanged.
+
+    Raises ValueError for shapes that differ or an unknown part.
+    """
+
+    recipient: Factors
+    donor: Factors
+    part: str = "top"
+
+    def __post_init__(self) -> None:
+        for name, factor, other in zip(("U", "S", "Vh"), self.recipient, self.donor, strict=True):
+            if factor.shape != other.shape:
+                raise ValueError(
+                    f"{name} of recipient and donor differ: {tuple(factor.shape)}, {tuple(other.shape)}"
+                )
+        if self.part not in ("top", "tail"):
+            raise ValueError(f"part={self.part!r}; choose 'top' or 'tail'")
+
+    @property
+    def rank(self) -> int:
+        """r = min(m, n)."""
+        return self.recipient[1].shape[0]
+
+    def count(self, k: int | None) -> int:
+        """k itself, or r for None; raises ValueError beyond 0..r."""
+        k = self.rank if k is None else k
+        if not 0 <= k <= self.rank:
             raise ValueError(
-                f"{name} of recipient and donor differ: {tuple(factor.shape)}, {tuple(other.shape)}"
+                f"k={k} is not within 0..{self.rank}, the singular values of this matrix; None takes all"
             )
-    rank = recipient[1].shape[0]
-    k = rank if k is None else k
-    if not 0 <= k <= rank:
-        raise ValueError(f"k={k} is not within 0..{rank}, the singular values of this matrix; None takes all")
-    if factors not in ("UV", "S", "USV"):
-        raise ValueError(f"factors={factors!r}; choose 'UV', 'S' or 'USV'")
-    if mode not in MODES:
-        raise ValueError(f"mode={mode!r}; choose from {sorted(MODES)}")
-    if part not in ("top", "tail"):
-        raise ValueError(f"part={part!r}; choose 'top' or 'tail'")
-    if not 0 <= t <= 1:
-        raise ValueError(f"t={t} is not within 0..1, from the recipient's subspaces to the donor's")
-    if t != 1 and mode != "rotate":
-        raise ValueError(f"t={t} needs mode='rotate'; {mode!r} replaces directions whole")
-    if mode == "rotate" and k == rank:
-        raise ValueError(
-            f"k={k}: mode='rotate' turns a subspace of fewer than {rank} directions into another; lower k"
+        return k
+
+    def edited(
+        self, points: Sequence[Point], factors: str = "UV", mode: str = "concatenate"
+    ) -> Iterator[tuple[Point, torch.Tensor]]:
+        """`recombine` at every (k, t), in ascending order; each matrix is (m, n) float64, valid until the next.
+
+        Raises ValueError as `recombine` does, before the first.
+        """
+        if factors not in ("UV", "S", "USV"):
+            raise ValueError(f"factors={factors!r}; choose 'UV', 'S' or 'USV'")
+        if mode not in MODES:
+            raise ValueError(f"mode={mode!r}; choose from {sorted(MODES)}")
+        for k, t in points:
+            self.count(k)
+            if not 0 <= t <= 1:
+                raise ValueError(f"t={t} is not within 0..1, from the recipient's subspaces to the donor's")
+            if t != 1 and mode != "rotate":
+                raise ValueError(f"t={t} needs mode='rotate'; {mode!r} replaces directions whole")
+            if mode == "rotate" and k == self.rank:
+                raise ValueError(
+                    f"k={k}: mode='rotate' turns a subspace of fewer than {k} directions into another; lower k"
+                )
+        return MODES[mode](self, sorted(set(points)), factors)
+
+    def smallest(self, k: int) -> float:
+        """The least singular value of the worse of the two mixed bases [donor's k, recipient's others].
+
+        1 where they are orthonormal as they stand, 0 where a direction was lost. With the cosines c of the
+        angles between the two blocks, a mixed basis has the singular values sqrt(1 ± c). Stored float32
+        factors resolve values down to about 3e-4.
+        """
+        chosen, others = self.blocks(self.count(k))
+        cosine = max(
+            (float(torch.linalg.matrix_norm(overlap[chosen, others], ord=2)) for overlap in self._overlaps)
+            if 0 < k < self.rank
+            else (0.0,)
         )
-    return k
+        return max(0.0, 1.0 - cosine) ** 0.5
+
+    def randomly_turned(
+        self, k: int, seed: int, *, subspaces_only: bool = False, t: float = 1.0
+    ) -> torch.Tensor:
+        """The control of equal angle: the recipient turned as far as an edit of "UV" turns it, nowhere in particular.
+
+        On each side the k directions' subspace turns by t times its principal angles towards the donor's, in
+        random planes. Unless subspaces_only (as the mode "rotate" leaves it), the basis within also turns, by the
+        angles between the recipient's vectors and the donor's, conjugated by a random rotation. Singular values
+        are kept. Returns (m, n) float64.
+        """
+        U, V = self.recipient[0].double(), self.recipient[2].double().mT
+        if self.count(k):
+            chosen, _ = self.blocks(k)
+            generator = torch.Generator().manual_seed(seed)
+            U, V = (
+                _turned(own, other[:, chosen] * self._signs[chosen], chosen, generator, subspaces_only, t)
+                for own, other in ((U, self.donor[0]), (V, self.donor[2].mT))
+            )
+        return (U * self.recipient[1].double()) @ V.mT
+
+    def blocks(self, k: int) -> tuple[slice, slice]:
+        """Which of the r triplets are exchanged, and which stay."""
+        if self.part == "top":
+            return slice(0, k), slice(k, self.rank)
+        return slice(self.rank - k, self.rank), slice(0, self.rank - k)
+
+    def products(self, block: slice, factors: str, onto: torch.Tensor, sign: float = 1.0) -> None:
+        """Add sign · Σ σ_i u_i v_iᵀ of a block's triplets to `onto` (m, n) float64; factors "": the recipient's."""
+        U = self.donor[0] if "U" in factors else self.recipient[0]
+        S = self.donor[1] if "S" in factors else self.recipient[1]
+        Vh = self.donor[2] if "V" in factors else self.recipient[2]
+        for start in range(block.start, block.stop, COLUMNS):
+            columns = slice(start, min(start + COLUMNS, block.stop))
+            onto.addmm_(U[:, columns].double() * S[columns].double(), Vh[columns].double(), alpha=sign)
+
+    def zeros(self) -> torch.Tensor:
+        """(m, n) float64."""
+        return torch.zeros(self.recipient[0].shape[0], self.recipient[2].shape[1], dtype=torch.float64)
+
+    @cached_property
+    def _overlaps(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """UdᵀU and VdᵀV, (r, r) float64: their blocks hold the cosines for every k."""
+        return (
+            self.donor[0].double().mT @ self.recipient[0].double(),
+            self.donor[2].double() @ self.recipient[2].double().mT,
+        )
+
+    @cached_property
+    def _signs(self) -> torch.Tensor:
+        # u_i and v_i are known up to a common sign: take the donor's that is nearer, or angles would be arbitrary.
+        nearness = sum(overlap.diagonal() for overlap in self._overlaps)
+        return torch.where(torch.as_tensor(nearness) < 0, -1.0, 1.0)
 
 
-def _concatenate(recipient: Factors, donor: Factors, k: int, factors: str, t: float) -> Factors:
-    U = donor[0] if "U" in factors else recipient[0]
-    Vh = donor[2] if "V" in factors else recipient[2]
-    return (
-        torch.cat([U[:, :k], recipient[0][:, k:]], dim=1),
-        _values(recipient, donor, k, factors),
-        torch.cat([Vh[:k], recipient[2][k:]]),
-    )
+def _concatenate(
+    pair: Recombination, points: Sequence[Point], factors: str
+) -> Iterator[tuple[Point, torch.Tensor]]:
+    matrix, before = pair.zeros(), 0
+    for number, (k, t) in enumerate(points):
+        if number and 2 * (k - before) < pair.rank:
+            # From k to k' only k' − k triplets change hands.
+            grown = slice(before, k) if pair.part == "top" else slice(pair.rank - k, pair.rank - before)
+            pair.products(grown, factors, matrix)
+            pair.products(grown, "", matrix, sign=-1.0)
+        else:
+            chosen, others = pair.blocks(k)
+            matrix.zero_()
+            pair.products(chosen, factors, matrix)
+            pair.products(others, "", matrix)
+        before = k
+        yield (k, t), matrix
 
 
-def _orthonormal(recipient: Factors, donor: Factors, k: int, factors: str, t: float) -> Factors:
-    U, V = recipient[0].double(), recipient[2].double().mT
-    if factors != "S":
-        U = _completed(U, donor[0], k)
-        V = _completed(V, donor[2].mT, k)
-    return U, _values(recipient, donor, k, factors), V.mT
+def _orthonormal(
+    pair: Recombination, points: Sequence[Point], factors: str
+) -> Iterator[tuple[Point, torch.Tensor]]:
+    if factors == "S":
+        yield from _concatenate(pair, points, factors)
+        return
+    for k, t in points:
+        chosen, others = pair.blocks(k)
+        U, _ = complete(pair.donor[0][:, chosen], pair.recipient[0][:, others])
+        V, _ = complete(pair.donor[2][chosen].mT, pair.recipient[2][others].mT)
+        matrix = (U * pair.recipient[1][others].double()) @ V.mT
+        pair.products(chosen, factors, matrix)
+        yield (k, t), matrix
 
 
-def _rotate(recipient: Factors, donor: Factors, k: int, factors: str, t: float) -> Factors:
-    U, V = recipient[0].double(), recipient[2].double().mT
-    if factors != "S" and k:
-        U = minimal_rotation(U[:, :k], donor[0][:, :k]).apply(U, t)
-        V = minimal_rotation(V[:, :k], donor[2][:k].mT).apply(V, t)
-    return U, _values(recipient, donor, k, factors), V.mT
+def _rotate(
+    pair: Recombination, points: Sequence[Point], factors: str
+) -> Iterator[tuple[Point, torch.Tensor]]:
+    if factors == "S":
+        yield from _concatenate(pair, points, factors)
+        return
+    U, V = pair.recipient[0].double(), pair.recipient[2].double().mT
+    for k in sorted({k for k, _ in points}):
+        chosen, _ = pair.blocks(k)
+        S = pair.recipient[1].double()
+        if "S" in factors:
+            S[chosen] = pair.donor[1][chosen].double()
+        left = minimal_rotation(U[:, chosen], pair.donor[0][:, chosen]) if k else None
+        right = minimal_rotation(V[:, chosen], pair.donor[2][chosen].mT) if k else None
+        for t in (t for other, t in points if other == k):
+            if left is None or right is None:
+                yield (k, t), (U * S) @ V.mT
+            else:
+                yield (k, t), (left.apply(U, t) * S) @ right.apply(V, t).mT
 
 
-MODES: Mapping[str, Callable[[Factors, Factors, int, str, float], Factors]] = {
-    "concatenate": _concatenate,
-    "orthonormal": _orthonormal,
-    "rotate": _rotate,
-}
+Mode: TypeAlias = Callable[[Recombination, Sequence[Point], str], Iterator[tuple[Point, torch.Tensor]]]
+MODES: Mapping[str, Mode] = {"concatenate": _concatenate, "orthonormal": _orthonormal, "rotate": _rotate}
 """concatenate: the paper's; donor's columns beside the recipient's others. Mixed bases are not
 orthonormal, so for 0 < k < r the result's singular values are not exactly the S that went in.
 orthonormal: the donor's k directions kept exactly, the recipient's others completed orthogonally to them by
@@ -119,69 +247,17 @@ rotate: the whole matrix turned, on both sides, by t times the shortest rotation
 k-dimensional subspaces to the donor's; singular values are kept for every t."""
 
 
-def smallest_singular_value(recipient: Factors, donor: Factors, k: int, part: str = "top") -> float:
-    """Of the worse of the two mixed bases [donor's k, recipient's others]: 1 orthonormal, 0 a lost direction."""
-    if part == "tail":
-        recipient, donor = _reversed(recipient), _reversed(donor)
-    sides = ((recipient[0], donor[0]), (recipient[2].mT, donor[2].mT))
-    return min(complete(other[:, :k], own[:, k:])[1] for own, other in sides)
-
-
-def randomly_turned(
-    recipient: Factors,
-    donor: Factors,
-    k: int | None,
-    seed: int,
-    *,
-    part: str = "top",
-    subspaces_only: bool = False,
-    t: float = 1.0,
-) -> torch.Tensor:
-    """The control of equal angle: the recipient turned as far as an edit of "UV" turns it, nowhere in particular.
-
-    On each side the k directions' subspace turns by t times its principal angles towards the donor's, in
-    random planes. Unless subspaces_only (as the mode "rotate" leaves it), the basis within also turns, by the
-    angles between the recipient's vectors and the donor's, conjugated by a random rotation. Singular values
-    are kept. Returns (m, n) float32.
-    """
-    k = _checked(recipient, donor, k, "UV", "orthonormal", part, 1.0)
-    if part == "tail":
-        recipient, donor = _reversed(recipient), _reversed(donor)
-    U, V = recipient[0].double(), recipient[2].double().mT
-    Ud, Vd = donor[0].double(), donor[2].double().mT
-    if k:
-        # u_i and v_i are known up to a common sign: take the donor's that is nearer, or angles would be arbitrary.
-        signs = torch.where((U * Ud).sum(0) + (V * Vd).sum(0) < 0, -1.0, 1.0)
-        generator = torch.Generator().manual_seed(seed)
-        U, V = (
-            _turned(own, other, k, generator, subspaces_only, t)
-            for own, other in ((U, Ud * signs), (V, Vd * signs))
-        )
-    return ((U * recipient[1].double()) @ V.mT).to(torch.float32)
-
-
 def _turned(
-    own: torch.Tensor, other: torch.Tensor, k: int, generator: torch.Generator, subspaces_only: bool, t: float
+    own: torch.Tensor,
+    other: torch.Tensor,
+    chosen: slice,
+    generator: torch.Generator,
+    subspaces_only: bool,
+    t: float,
 ) -> torch.Tensor:
-    leading = own[:, :k]
-    angles = minimal_rotation(leading, other[:, :k]).angles
-    basis = own
+    leading, other = own[:, chosen], other.double()
+    angles = subspace_angles(leading, other)
+    basis = own.clone()
     if not subspaces_only:
-        within = random_conjugate(polar_factor(leading.mT @ other[:, :k]), generator)
-        basis = torch.cat([leading @ within, own[:, k:]], dim=1)
+        basis[:, chosen] = leading @ random_conjugate(polar_factor(leading.mT @ other), generator)
     return random_rotation(leading, angles, generator).apply(basis, t)
-
-
-def _values(recipient: Factors, donor: Factors, k: int, factors: str) -> torch.Tensor:
-    S = donor[1] if "S" in factors else recipient[1]
-    return torch.cat([S[:k], recipient[1][k:]])
-
-
-def _completed(own: torch.Tensor, other: torch.Tensor, k: int) -> torch.Tensor:
-    kept = other[:, :k].double()
-    return torch.cat([kept, complete(kept, own[:, k:])[0]], dim=1)
-
-
-def _reversed(factors: Factors) -> Factors:
-    U, S, Vh = factors
-    return U.flip(1), S.flip(0), Vh.flip(0)

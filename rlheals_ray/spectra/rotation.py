@@ -12,6 +12,8 @@ import torch
 
 SINGULAR = 1e-7
 """A cosine below this counts as 0: the two subspaces have orthogonal directions, and tan θ has no use."""
+NEARLY_LOST = 0.01
+"""A sine below this magnifies the rounding of float32 bases too much to normalise by it."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,20 @@ def minimal_rotation(source: torch.Tensor, target: torch.Tensor) -> Rotation:
     return Rotation(source @ left[:, order], N, torch.arccos(cosines.clamp_max(1.0))[order])
 
 
+def subspace_angles(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The principal angles between two spans, (m, k) orthonormal each; radians, float64 (k,), descending.
+
+    By eigenvalues of small Gram matrices: a quarter of the time of `linalg.angles_between`, and exact to
+    about 1e-8 only, which is within the rounding of stored float32 bases.
+    """
+    source, target = source.double(), target.double()
+    cosine = source.mT @ target
+    outside = target - source @ cosine
+    sines = torch.linalg.eigvalsh(outside.mT @ outside).clamp(0, 1).sqrt().flip(0)
+    cosines = torch.linalg.eigvalsh(cosine.mT @ cosine).clamp(0, 1).sqrt()
+    return torch.where(sines**2 < 0.5, torch.arcsin(sines), torch.arccos(cosines))
+
+
 def random_rotation(source: torch.Tensor, angles: torch.Tensor, generator: torch.Generator) -> Rotation:
     """A rotation of span(source), (m, k) orthonormal, by these principal angles in uniformly random planes.
 
@@ -68,8 +84,7 @@ def random_rotation(source: torch.Tensor, angles: torch.Tensor, generator: torch
     count = min(k, m - k)
     wanted = angles.double().sort(descending=True).values[:count]
     planes = torch.linalg.qr(torch.randn(k, k, generator=generator, dtype=torch.float64))[0][:, :count]
-    normals = torch.randn(m, count, generator=generator, dtype=torch.float64)
-    normals = _orthogonal_to(source, torch.linalg.qr(_orthogonal_to(source, normals))[0])
+    normals = _orthogonal_to(source, torch.randn(m, count, generator=generator, dtype=torch.float64))
     return Rotation(source @ planes, torch.linalg.qr(normals)[0], wanted)
 
 
@@ -87,22 +102,43 @@ def polar_factor(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def complete(kept: torch.Tensor, rest: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Columns nearest to `rest` (m, r − k) that are orthonormal and orthogonal to `kept` (m, k), float64.
+    """Columns nearest to `rest` (m, q) that are orthonormal and orthogonal to `kept` (m, k), float64.
 
-    The polar factor of what of `rest` lies outside span(kept). Also the smallest singular value of the
-    mixed basis [kept, rest]: 1 where nothing had to give way, 0 where `rest` had a direction of `kept`.
+    kept, rest: orthonormal columns each. The result is the polar factor of what of `rest` lies outside
+    span(kept). Also the smallest singular value of the mixed basis [kept, rest]: 1 where nothing had to
+    give way, 0 where `rest` had a direction of `kept`.
+
+    With the SVD keptᵀ rest = X diag(c) Yᵀ, only the p = min(k, q) principal directions rest·Y need to give
+    way, each to its normalised part outside span(kept): the cost is that of an SVD of k × q, not of m × q.
     """
     kept, rest = kept.double(), rest.double()
+    if not kept.shape[1] or not rest.shape[1]:
+        return rest, 1.0
+    X, cosines, Yh = torch.linalg.svd(kept.mT @ rest, full_matrices=False)
+    principal = rest @ Yh.mT
+    outside = principal - kept @ (X * cosines)
+    outside = outside - kept @ (kept.mT @ outside)
+    sines = torch.linalg.vector_norm(outside, dim=0)
+    # [kept, rest] has the singular values sqrt(1 ± c), and 1 − c = s² / (1 + c).
+    smallest = float((sines / (1 + cosines).sqrt()).min())
+    if float(sines.min()) < NEARLY_LOST:
+        return _completed(kept, rest), smallest
+    nearest = rest + (outside / sines - principal) @ Yh
+    # What rounding of the bases left, at most about 1e-5 here, is squared by one Newton step to the polar factor.
+    nearest = nearest - kept @ (kept.mT @ nearest)
+    return 1.5 * nearest - 0.5 * nearest @ (nearest.mT @ nearest), smallest
+
+
+def _completed(kept: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
+    """`complete` where a direction of `rest` all but lies in span(kept): by the SVD of the whole."""
     outside = _orthogonal_to(kept, rest)
     left, remaining, right = torch.linalg.svd(outside, full_matrices=False)
-    # [kept, rest] has the singular values sqrt(1 ± sqrt(1 − s²)) for each s of `remaining`.
-    smallest = float(1 - torch.sqrt((1 - remaining[-1] ** 2).clamp_min(0))) ** 0.5 if rest.shape[1] else 1.0
-    if rest.shape[1] and float(remaining[-1]) < SINGULAR:
+    if float(remaining[-1]) < SINGULAR:
         # LAPACK's vectors of vanishing singular values may lie within span(kept): work in its complement.
         basis = torch.linalg.qr(kept, mode="complete")[0][:, kept.shape[1] :]
         left, _, right = torch.linalg.svd(basis.mT @ rest, full_matrices=False)
         left = basis @ left
-    return left @ right, smallest
+    return left @ right
 
 
 def _orthogonal_to(basis: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,6 @@ from rlheals_ray import tables
 from rlheals_ray.config import InputError
 from rlheals_ray.models.checkpoint import Checkpoint
 from rlheals_ray.spectra.compare import Pair, compare, compare_one
-from rlheals_ray.spectra.edit import Edit, run_edits, write_edit
 
 ROLES = ("q", "k", "v", "o", "gate", "up", "down")
 KS = (4, 16, 20)
@@ -155,24 +154,3 @@ def test_wrong_input_is_named(
 
 def test_no_pair_is_an_empty_table(tmp_path: Path) -> None:
     assert compare([], ROLES, KS, tmp_path) == tables.SPECTRA.empty_table()
-
-
-def test_edits_run_as_tasks_and_report_in_order(
-    ray_cluster: None, trunk: list[str], factors_directory: Path, tmp_path: Path
-) -> None:
-    edits = [
-        Edit(trunk[0], trunk[3], k=8, roles=("q", "down")),
-        Edit(trunk[0], trunk[3], kind="weight_swap"),
-        Edit(trunk[0], trunk[3], k=8, roles=("q", "down"), kind="interpolation"),
-    ]
-    outs = [tmp_path / str(number) for number in range(len(edits))]
-    reports = run_edits(list(zip(edits, outs, strict=True)), factors_directory, concurrency=2, num_cpus=0.25)
-    for edit, out, report in zip(edits, outs, reports, strict=True):
-        assert write_edit(edit, tmp_path / "alone", factors_directory) == report
-        assert Checkpoint(tmp_path / "alone").fingerprint() == Checkpoint(out).fingerprint()
-    with pytest.raises(InputError, match="exceeds the 32 singular directions") as caught:
-        run_edits(
-            [(Edit(trunk[0], trunk[3], k=33, roles=("q",)), tmp_path / "bad")], factors_directory, 1, 0.25
-        )
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "bad").exists()

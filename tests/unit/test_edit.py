@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from safetensors.torch import save_file
 from rlheals_ray.config import InputError
 from rlheals_ray.models.checkpoint import Checkpoint
 from rlheals_ray.spectra import decompose, recombine
-from rlheals_ray.spectra.edit import Edit, write_edit
+from rlheals_ray.spectra.ablation import Order, run_edits
+from rlheals_ray.spectra.edit import Edit, EditReport
 from rlheals_ray.spectra.factors import stored_factors
 from rlheals_ray.spectra.roles import locate, select
 
@@ -35,6 +37,13 @@ def checkpoint(directory: Path, seed: int, dtype: torch.dtype = torch.float32) -
     save_file(tensors, directory / "model.safetensors")
     (directory / "config.json").write_text(f'{{"seed": {seed}}}')
     return str(directory)
+
+
+def write_edit(edit: Edit, out: Path, factors: Path, **options: Any) -> EditReport:
+    """The one engine, for one edit, in this process."""
+    (report,) = run_edits([Order(edit, str(out))], str(factors), str(out.parent / "pieces"), 0, **options)
+    assert isinstance(report, EditReport), report
+    return report
 
 
 @pytest.fixture
@@ -257,7 +266,7 @@ def test_another_architecture_is_refused(edit: Edit, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     tensors = {name: torch.ones(6, 6) for name in (Q0, Q1, DOWN0)}
     save_file(tensors, tmp_path / "other" / "model.safetensors")
-    with pytest.raises(InputError, match=r"\(8, 12\).*\(6, 6\).*one architecture"):
+    with pytest.raises(InputError, match=r"\(8, 8\).*\(6, 6\).*one architecture"):
         write_edit(
             replace(edit, donor_directory=str(tmp_path / "other")), tmp_path / "out", tmp_path / "factors"
         )

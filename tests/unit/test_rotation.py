@@ -13,7 +13,7 @@ from scipy.linalg import logm, subspace_angles
 
 from rlheals_ray.spectra import decompose, recombine
 from rlheals_ray.spectra.measures import noisy
-from rlheals_ray.spectra.recombination import randomly_turned, smallest_singular_value
+from rlheals_ray.spectra.recombination import Recombination
 from rlheals_ray.spectra.rotation import Rotation, complete, minimal_rotation, random_rotation
 
 few = settings(max_examples=40, deadline=None)
@@ -189,7 +189,8 @@ def test_the_control_of_equal_angle_turns_as_far_and_keeps_the_singular_values(
     weight, other = matrices(*shape, 0.1, seed)
     k = data.draw(st.none() | st.integers(1, min(shape)))
     own, donor = decompose(weight), decompose(other)
-    turned = randomly_turned(own, donor, k, seed).double()
+    pair = Recombination(own, donor)
+    turned = pair.randomly_turned(pair.count(k), seed)
     assert torch.allclose(torch.linalg.svdvals(turned), own[1].double(), atol=1e-5 * float(own[1][0]))
     if k is not None and 2 * k <= min(shape) and float(own[1][k - 1]) > 1.2 * float(own[1][k]):
         after = decompose(turned)
@@ -197,7 +198,7 @@ def test_the_control_of_equal_angle_turns_as_far_and_keeps_the_singular_values(
             span = [f[0][:, :k].numpy() if side == 0 else f[2][:k].T.numpy() for f in (own, after, donor)]
             asked, got = subspace_angles(span[0], span[2]), subspace_angles(span[0], span[1])
             assert np.allclose(got, asked, atol=1e-4)
-    assert torch.equal(turned.float(), randomly_turned(own, donor, k, seed)), "not seeded"
+    assert torch.equal(turned, pair.randomly_turned(pair.count(k), seed)), "not seeded"
 
 
 def test_the_control_of_equal_norm_goes_as_far_in_no_particular_direction() -> None:
@@ -211,8 +212,8 @@ def test_the_control_of_equal_norm_goes_as_far_in_no_particular_direction() -> N
 def test_the_mixed_basis_says_how_much_had_to_give_way() -> None:
     weight, near = matrices(12, 8, 1e-6, 0)
     far = matrices(12, 8, 0.1, 1)[0]
-    assert smallest_singular_value(decompose(weight), decompose(near), 4) > 0.99
-    assert smallest_singular_value(decompose(weight), decompose(far), 4) < 0.9
+    assert Recombination(decompose(weight), decompose(near)).smallest(4) > 0.99
+    assert Recombination(decompose(weight), decompose(far)).smallest(4) < 0.9
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,103 @@
+"""Many edits on Ray: what one process writes, every matrix made once, found again after a kill."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from rlheals_ray.config import InputError
+from rlheals_ray.models.checkpoint import Checkpoint
+from rlheals_ray.spectra.ablation import Order, run_edits
+from rlheals_ray.spectra.edit import KINDS, Edit, EditReport
+
+SHAPES = {
+    f"model.layers.{layer}.{part}_proj.weight": shape
+    for layer in range(4)
+    for part, shape in {"self_attn.q": (32, 32), "self_attn.k": (16, 32), "mlp.down": (32, 48)}.items()
+} | {"model.norm.weight": (32,), "model.embed_tokens.weight": (40, 32)}
+ROLES = ("q", "k", "down")
+
+
+@pytest.fixture(scope="module")
+def edit(tmp_path_factory: pytest.TempPathFactory) -> Edit:
+    """An edit of two checkpoints that have one matrix in common."""
+    root = tmp_path_factory.mktemp("models")
+    generator = torch.Generator().manual_seed(0)
+    weights = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+    for directory in ("donor", "recipient"):
+        (root / directory).mkdir()
+        save_file(weights, root / directory / "model.safetensors")
+        (root / directory / "config.json").write_text("{}")
+        for name, weight in weights.items():
+            if name != "model.layers.0.self_attn.k_proj.weight":
+                weights[name] = weight + 0.1 * torch.randn(weight.shape, generator=generator)
+    return Edit(str(root / "donor"), str(root / "recipient"), roles=ROLES, k=8)
+
+
+def grid(edit: Edit, out: Path) -> list[Order]:
+    """Two k × two blocks of layers × every kind, and two more modes."""
+    edits = [
+        replace(edit, k=k, layers=layers, kind=kind)
+        for k in (4, 8)
+        for layers in ((0, 1), (2, 3))
+        for kind in KINDS
+    ] + [replace(edit, mode="orthonormal"), replace(edit, mode="rotate", t=0.5)]
+    return [
+        Order(edit, str(out / str(number)), {"provenance.json": b"{}"}) for number, edit in enumerate(edits)
+    ]
+
+
+def contents(directory: Path) -> dict[str, torch.Tensor]:
+    checkpoint = Checkpoint(directory)
+    checkpoint.check()
+    return {name: checkpoint.tensor(name) for name in checkpoint.names()}
+
+
+def test_ray_writes_what_one_process_writes_and_each_matrix_once(
+    ray_cluster: None, edit: Edit, tmp_path: Path
+) -> None:
+    alone, together = grid(edit, tmp_path / "alone"), grid(edit, tmp_path / "together")
+    factors = str(tmp_path / "factors")
+    expected = run_edits(alone, factors, str(tmp_path / "pieces-alone"), 0)
+    pieces = tmp_path / "pieces"
+    assert run_edits(together, factors, str(pieces), concurrency=2, num_cpus=0.25) == expected
+    assert all(isinstance(report, EditReport) for report in expected)
+    for one, other in zip(alone, together, strict=True):
+        first, second = contents(Path(one.out)), contents(Path(other.out))
+        assert first.keys() == second.keys() == SHAPES.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        assert (Path(other.out) / "provenance.json").read_bytes() == b"{}"
+    made = {path: path.stat().st_mtime_ns for path in pieces.rglob("*.safetensors")}
+    linked = {path for order in together for path in Path(order.out).glob("*.safetensors")}
+    assert {os.stat(path).st_ino for path in linked} <= {os.stat(path).st_ino for path in made}
+    # 11 matrices that differ: 2 k × 4 kinds, the swap, two modes, the recipient's own; one that does not; the rest.
+    assert len(made) == 11 * 12 + 1 + 1
+    again = run_edits(grid(edit, tmp_path / "again"), factors, str(pieces), concurrency=2, num_cpus=0.25)
+    assert again == expected
+    assert {path: path.stat().st_mtime_ns for path in pieces.rglob("*.*")} == made
+
+
+def test_wrong_input_is_named_before_anything_is_written(
+    ray_cluster: None, edit: Edit, tmp_path: Path
+) -> None:
+    name = "model.layers.1.mlp.down_proj.weight"
+    tensors = contents(Path(edit.donor_directory))
+    tensors[name] = torch.full((32, 48), float("nan"))
+    (tmp_path / "diverged").mkdir()
+    save_file(tensors, tmp_path / "diverged" / "model.safetensors")
+    good = Order(edit, str(tmp_path / "good"))
+    for bad, problem in (
+        (replace(edit, donor_directory=str(tmp_path / "diverged")), f"'{name}' holds NaN or Inf"),
+        (replace(edit, k=33), "exceeds the 32 singular directions"),
+    ):
+        with pytest.raises(InputError, match=problem) as caught:
+            run_edits(
+                [good, Order(bad, str(tmp_path / "bad"))], str(tmp_path / "f"), str(tmp_path / "p"), 1, 0.25
+            )
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "bad").exists() and not (tmp_path / "good").exists()
