@@ -1,8 +1,12 @@
-"""Write and probe a study's rotation edits and their controls."""
+"""Write rotation edits and their controls: a study's, probed as well, or with --donor those of any two checkpoints."""
 
 import sys
 
-from rlheals_ray.grid.command import main
-
 if __name__ == "__main__":
-    sys.exit(main("edit", "Write and probe a study's rotation edits and their controls."))
+    if any(argument.partition("=")[0] == "--donor" for argument in sys.argv[1:]):
+        from rlheals_ray.spectra.command_edit import main
+
+        sys.exit(main())
+    from rlheals_ray.grid.command import main as study
+
+    sys.exit(study("edit", "Write and probe a study's rotation edits and their controls."))

@@ -43,7 +43,8 @@ def run_edits(
 ) -> list[EditReport | str]:
     """Write every ordered checkpoint, atomically, in its recipient's dtypes; how far each went, in order.
 
-    Every tensor that is not edited, the configuration and the tokenizer are the recipient's.
+    Every tensor that is not edited, the configuration and the tokenizer are the recipient's. A checkpoint that
+    is there with exactly the `extra` files of its order is not written again.
     pieces_directory: where edited matrices are kept and found again; it may be deleted afterwards.
     concurrency: matrices at one time, each reserving num_cpus and using one thread; 0: one after the other in
     this process, without Ray.

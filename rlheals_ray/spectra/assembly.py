@@ -11,6 +11,7 @@ import torch
 
 from rlheals_ray.config import InputError
 from rlheals_ray.folder import Folder
+from rlheals_ray.models.checkpoint import Checkpoint
 from rlheals_ray.models.checkpoint_writer import appearing, copy_companions, write_checkpoint, write_index
 from rlheals_ray.spectra.edit import EditReport, Variant
 from rlheals_ray.spectra.orders import Model, Order, Place, Plan
@@ -40,12 +41,17 @@ class Assembly:
             self._check_difference(number)
 
     def write(self, number: int) -> EditReport:
-        """Put the checkpoint of order `number` together. Raises RuntimeError where a piece of it could not be made."""
+        """Put the checkpoint of order `number` together, unless it is there.
+
+        Raises RuntimeError where a piece of it could not be made.
+        """
         order = self.plan.orders[number]
         made = {
             matrix: self._one(order, matrix, variant) for matrix, variant in self.plan.edits[number].items()
         }
-        if self.plan.keeps:
+        if is_written(order):
+            pass
+        elif self.plan.keeps:
             self._link(order, made)
         else:
             model = self.plan.models[order.edit.recipient_directory]
@@ -122,6 +128,19 @@ class Assembly:
             for place, made in self._made.items()
             if all("way" in one and one["way"]["donor_donor"] == 0.0 for one in made.values())
         }
+
+
+def is_written(order: Order) -> bool:
+    """Whether its checkpoint is there, whole, and by its `extra` files, of which there must be any, the same."""
+    folder = Folder.of(order.out)
+    try:
+        same = all(folder.read(name) == data for name, data in order.extra.items())
+        if not order.extra or not same:
+            return False
+        Checkpoint(folder).check()
+    except (OSError, InputError):
+        return False
+    return True
 
 
 _LOST = "it was lost with the process that made it; the same command makes it again"
