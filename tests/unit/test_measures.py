@@ -12,10 +12,9 @@ from rlheals_ray.spectra.measures import (
     chordal_distance,
     drift,
     effective_rank,
-    looks_random,
-    null_angle,
     stretch_and_turn,
 )
+from rlheals_ray.spectra.null import looks_random, null_angle
 
 
 def gaussian(rows: int, columns: int, seed: int = 0) -> np.ndarray:
