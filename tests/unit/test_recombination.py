@@ -88,7 +88,7 @@ def test_nothing_of_the_donor_is_the_recipient_and_all_of_it_the_donor(
 ) -> None:
     recipient, donor = (decompose(matrix) for matrix in pair)
     for factors in ("UV", "S", "USV"):
-        assert apart(recombine(recipient, donor, 0, factors, mode, part=part), pair[0]) <= 1e-6  # type: ignore[arg-type]
+        assert apart(recombine(recipient, donor, 0, factors, mode, part=part), pair[0]) <= 1e-6
     assert apart(recombine(recipient, donor, None, "USV", mode, part=part), pair[1]) <= 1e-6
     for factors, values in (("UV", recipient[1]), ("S", donor[1])):
         whole = recombine(recipient, donor, None, factors, mode, part=part).double()  # type: ignore[arg-type]
@@ -142,14 +142,14 @@ def test_the_bases_of_repeated_singular_values_do_not_matter(mode: str, part: st
 
     for k in (2, 3) if part == "top" else (3, 4):
         for factors in ("UV", "USV"):
-            plain = recombine(recipient, donor, k, factors, mode, part=part)  # type: ignore[arg-type]
+            plain = recombine(recipient, donor, k, factors, mode, part=part)
             moved = recombine(
                 turned(recipient, turn),
                 turned(donor, other),
                 k,
                 factors,
                 mode,
-                part=part,  # type: ignore[arg-type]
+                part=part,
             )
             assert apart(moved, plain) <= 2e-6
 
