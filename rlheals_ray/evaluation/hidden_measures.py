@@ -74,7 +74,7 @@ def mmd2(a: npt.ArrayLike, b: npt.ArrayLike, bandwidth: float) -> float:
 
     The unbiased U-statistic for pairs (Gretton et al. 2012, JMLR 13, eq. 4): the mean over i ≠ j of k(x_i, x_j) +
     k(y_i, y_j) − k(x_i, y_j) − k(x_j, y_i). It leaves k(x_i, y_i) out, so that x_i and y_i may be of one prompt. Can be
-    a little below 0; exactly 0 for equal states.
+    a little below 0; 0 for equal states, but for rounding.
     """
     from sklearn.metrics.pairwise import rbf_kernel
 

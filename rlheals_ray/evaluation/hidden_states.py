@@ -41,7 +41,7 @@ def prompt_states(model: Any, prompts: Sequence[Sequence[int]], last_tokens: int
     Raises ValueError for a model whose logits are not its head's image of the last hidden state.
     """
     states: list[torch.Tensor] = [torch.empty(0)] * len(prompts)
-    entropy, margin = torch.empty(2, len(prompts), dtype=torch.float64)
+    entropy, margin = (torch.empty(len(prompts), dtype=torch.float64) for _ in range(2))
     head = model.get_output_embeddings()
     for rows, ids in batches(prompts, model.device):
         output = model(input_ids=ids, output_hidden_states=True, use_cache=False, logits_to_keep=1)
@@ -88,7 +88,7 @@ def _last_tokens(lengths: torch.Tensor, width: int, last: int) -> torch.Tensor:
 
 def _check_head(ours: torch.Tensor, model: torch.Tensor) -> None:
     # Also what shows that the last hidden state is the normed one: norming it again would fail here.
-    if not torch.allclose(ours, model.float(), rtol=1e-4, atol=1e-4):
+    if not torch.allclose(ours, model.float(), rtol=1e-4, atol=1e-4, equal_nan=True):
         raise ValueError(
             "this model's logits are not its head applied to its last hidden state (it caps or scales them); "
             "its next-token distributions are not supported; set hidden=null"

@@ -142,7 +142,7 @@ class StudyUnits:
             "hidden/answers",
             fingerprint(
                 code=CODE["hidden"],
-                hidden=hidden.model_dump(),
+                samples=hidden.samples,
                 problems={"problems": min(hidden.problems, evaluation.problems), "seed": evaluation.seed},
                 max_new_tokens=evaluation.max_new_tokens,
                 generation=self._generation,
@@ -153,13 +153,15 @@ class StudyUnits:
 
     def hidden_states(self, probe: Probe) -> Unit:
         """What is collected of one checkpoint on these prompts."""
+        parent = self.hidden_answers().fingerprint
         return Unit(
             f"hidden/{probe.checkpoint}",
             fingerprint(
                 code=CODE["hidden"],
                 checkpoint=probe.checkpoint,
                 made_by=probe.made_by,
-                parent=self.hidden_answers().fingerprint,
+                last_tokens=self.study.hidden.last_tokens if self.study.hidden else None,
+                parent=parent,
             ),
         )
 
