@@ -57,13 +57,16 @@ def changed(*overrides: str, peak: int = PEAK) -> set[str]:
 
 def kind_of(name: str) -> str:
     parts = name.split("/")
-    return "/".join(parts[: 2 if parts[0] == "probe" else 1])
+    healed = " of a branch" if "-into-rl-" in name else ""
+    return "/".join(parts[: 2 if parts[0] == "probe" else 1]) + healed
 
 
 BASE = {"base", "probe/base"}
-SFT = {"sft", "losses", "probe/sft", "edit", "probe/edit", "spectra"}
-RL = {"rl", "probe/rl", "spectra"}
-PROBES = {"probe/base", "probe/sft", "probe/rl", "probe/edit"}
+EDITS = {"edit", "probe/edit"}
+EDITS_OF_BRANCHES = {"edit of a branch", "probe/edit of a branch"}
+SFT = {"sft", "losses", "probe/sft", "spectra"} | EDITS | EDITS_OF_BRANCHES
+RL = {"rl", "probe/rl", "spectra"} | EDITS_OF_BRANCHES
+PROBES = {"probe/base", "probe/sft", "probe/rl", "probe/edit", "probe/edit of a branch"}
 EVERYTHING = BASE | SFT | RL
 
 
@@ -106,7 +109,7 @@ def test_the_same_study_has_the_same_fingerprints() -> None:
         ("evaluation.max_attempts=1", PROBES),
         ("evaluation.max_new_tokens=41", PROBES),
         ("spectra.k=[4]", {"spectra"}),
-        ("spectra.roles=[q]", {"spectra", "edit", "probe/edit"}),
+        ("spectra.roles=[q]", {"spectra"} | EDITS | EDITS_OF_BRANCHES),
     ],
 )
 def test_a_changed_setting_redoes_what_depends_on_it(override: str, redone: set[str]) -> None:
@@ -148,7 +151,7 @@ def test_another_start_of_rl_adds_branches_and_keeps_those_there() -> None:
 
 
 def test_another_peak_redoes_what_is_measured_from_it() -> None:
-    assert changed(peak=10) == {"spectra", "edit", "probe/edit"}
+    assert changed(peak=10) == {"spectra"} | EDITS
 
 
 def test_a_probe_is_named_after_the_checkpoint_it_scores() -> None:
