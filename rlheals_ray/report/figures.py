@@ -7,9 +7,11 @@ the page too, so that light, dark and print each get their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from statistics import fmean
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
@@ -34,13 +36,31 @@ class Key:
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot with its title, its caption (HTML, already escaped) and its legend."""
+    """A plot with its title, its caption (HTML, already escaped) and its legend.
+
+    `views`: further plots that the reader may switch to, by what they show; `view` is what `plot` shows.
+    A folded figure is drawn when it is opened.
+    """
 
     name: str
     title: str
     plot: go.Figure
     caption: str
     keys: Sequence[Key] = field(default_factory=tuple)
+    view: str = ""
+    views: Mapping[str, go.Figure] = field(default_factory=dict)
+    folded: bool = False
+
+    @property
+    def plots(self) -> dict[str, go.Figure]:
+        """Every plot by what it shows, the one shown first leading."""
+        return {self.view: self.plot, **self.views}
+
+
+def switched(name: str, title: str, plots: Mapping[str, go.Figure], caption: str, **more: Any) -> Figure:
+    """A figure of one or several plots among which the reader switches; the first is shown first."""
+    (view, plot), *others = plots.items()
+    return Figure(name, title, plot, caption, view=view, views=dict(others), **more)
 
 
 def panels(
@@ -118,6 +138,58 @@ def even_steps(figure: go.Figure, index: int, steps: Sequence[int]) -> None:
             }
         }
     )
+
+
+BySeed = Mapping[int, Sequence[float]]
+"""SFT step -> one value per seed."""
+
+
+def step_line(
+    figure: go.Figure,
+    index: int,
+    at: Mapping[int, int],
+    points: BySeed,
+    name: str,
+    colour: str,
+    symbol: str,
+    unit: str,
+    dash: str = "solid",
+) -> None:
+    """A line through the means over seeds and, where there are several, small marks of single seeds.
+
+    `at`: SFT step -> its place on the axis (`even_steps`). A dashed line has neither marks nor seeds.
+    """
+    place = {"xaxis": f"x{axis(index)}", "yaxis": f"y{axis(index)}"}
+    hover = f"{name} at SFT step %{{customdata}}: %{{y:.3g}}{unit}<extra></extra>"
+    solid = dash == "solid"
+    if solid and any(len(values) > 1 for values in points.values()):
+        figure.add_trace(
+            go.Scatter(
+                x=[at[step] for step, values in points.items() for _ in values],
+                y=[short(value) for values in points.values() for value in values],
+                mode="markers",
+                marker={"size": 5, "color": colour, "opacity": 0.5},
+                hoverinfo="skip",
+                **place,
+            )
+        )
+    figure.add_trace(
+        go.Scatter(
+            x=[at[step] for step in points],
+            y=[short(fmean(values)) for values in points.values()],
+            customdata=list(points),
+            mode="lines+markers" if solid else "lines",
+            line={"color": colour, "width": 2.5 if solid else 1.5, "dash": dash},
+            marker={"size": 8, "color": colour, "symbol": symbol},
+            hovertemplate=hover,
+            **place,
+        )
+    )
+
+
+def short(value: float | None) -> float | None:
+    """Four significant digits: enough for a plot, a third of the bytes."""
+    return None if value is None else float(f"{value:.4g}")
 
 
 ACCURACY_TICKS = {"tickvals": [0, 0.2, 0.4, 0.6, 0.8, 1], "tickformat": ".1f"}

@@ -1,42 +1,27 @@
-"""Figures of the weights: drift of S beside rotation of subspaces, and edits beside their controls."""
+"""Figure of every pair of checkpoints: drift of S beside rotation of subspaces; and the table by role."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import degrees
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
-import pyarrow as pa
 
+from rlheals_ray.report.comparisons import Comparison, Comparisons, checkpoint_label
 from rlheals_ray.report.figures import (
-    ACCURACY_TICKS,
-    GREEN,
     GREY,
     PURPLE,
     RL_ORANGE,
-    RULE_NAME,
     SFT_BLUE,
     Figure,
     Key,
     axis,
     panels,
 )
-from rlheals_ray.report.results import Place, Row
-from rlheals_ray.report.weights import EditGroup, angle, pair_of
-from rlheals_ray.report.words import number
 
 MOST_PAIRS = 40
-BARS = (
-    ("recipient", "recipient", GREY),
-    ("donor", "donor", SFT_BLUE),
-    ("edit", "edit", RL_ORANGE),
-    ("weight_swap", "weight swap", GREEN),
-    ("interpolation", "interpolation", PURPLE),
-    ("random_angle", "random, equal angle", PURPLE),
-    ("random_norm", "random, equal norm", PURPLE),
-)
 
 
 class Pair(NamedTuple):
@@ -47,62 +32,65 @@ class Pair(NamedTuple):
     drift: float
     angle: float
     null: float | None
+    noise: float | None
     matrices: int
 
 
-def pairs(spectra: pa.Table) -> tuple[int | None, list[Pair]]:
-    """The smallest k that was measured, and every pair of checkpoints at it."""
-    rows = [r for r in spectra.to_pylist() if angle(r) is not None and r["drift_mean"] is not None]
-    if not rows:
-        return None, []
-    k = min((row["k"] for row in rows if row["k"] is not None), default=None)
-    groups: dict[tuple[int, ...], tuple[str, str, list[Row]]] = {}
-    for row in rows:
-        places = pair_of(row)
-        if row["k"] != k or places is None:
+def pairs(comparisons: Comparisons) -> list[Pair]:
+    """Every pair of checkpoints at the one k of `comparisons`, seeds together, in the order of training."""
+    groups: dict[tuple[Any, ...], list[Comparison]] = {}
+    for one in comparisons.means(k=comparisons.k):
+        if one.angle() is None or one.measures["drift_mean"] is None:
             continue
-        a, b = places
-        order = (
-            a.rl_step > 0 or b.rl_step > 0,
-            a.sft_step != b.sft_step,
-            b.sft_step,
-            b.rl_step,
-            a.sft_step,
-            a.rl_step,
-        )
-        kind = (
-            "along SFT" if not order[0] else "RL from its own start" if not order[1] else "RL from elsewhere"
-        )
-        label = f"{_name(a)} → {_name(b)}"
-        groups.setdefault(tuple(map(int, order)), (label, kind, []))[2].append(row)
-    found = []
-    for _, (label, kind, members) in sorted(groups.items()):
-        null = [row["null_angle"] for row in members if row["null_angle"] is not None]
-        found.append(
-            Pair(
-                label,
-                kind,
-                fmean(row["drift_mean"] for row in members),
-                fmean(angle(row) or 0.0 for row in members),
-                fmean(null) if null else None,
-                len(members),
-            )
-        )
-    return k, found
+        a, b = one.places
+        if a is None or b is None:
+            key: tuple[Any, ...] = (2, one.a, one.b)
+        else:
+            if (a.rl_step, a.sft_step) > (b.rl_step, b.sft_step):
+                a, b = b, a
+            ends = (b.sft_step, b.rl_step, a.sft_step, a.rl_step)
+            key = (0, a.rl_step > 0 or b.rl_step > 0, a.sft_step != b.sft_step, *ends)
+        groups.setdefault(key, []).append(one)
+    return [_pair(key, members) for key, members in sorted(groups.items(), key=lambda item: item[0])]
 
 
-def _name(place: Place) -> str:
-    start = f"SFT {place.sft_step}" if place.sft_step else "base"
-    return f"{start} + RL {place.rl_step}" if place.rl_step else start
+def _pair(key: tuple[Any, ...], members: Sequence[Comparison]) -> Pair:
+    if key[0] == 2:
+        kind, label = "as given", f"{checkpoint_label(key[1])} → {checkpoint_label(key[2])}"
+    else:
+        _, rl, elsewhere, *ends = key
+        kind = "along SFT" if not rl else "RL from its own start" if not elsewhere else "RL from elsewhere"
+        label = f"{_name(*ends[2:])} → {_name(*ends[:2])}"
+    null = [value for one in members if (value := one.null()) is not None]
+    noise = [value for one in members if (value := one.noise()) is not None]
+    return Pair(
+        label,
+        kind,
+        fmean(one.measures["drift_mean"] or 0.0 for one in members),
+        fmean(one.angle() or 0.0 for one in members),
+        fmean(null) if null else None,
+        fmean(noise) if noise else None,
+        sum(one.matrices for one in members),
+    )
 
 
-def drift_and_rotation(spectra: pa.Table) -> Figure | None:
+def _name(sft_step: int, rl_step: int) -> str:
+    start = f"SFT {sft_step}" if sft_step else "base"
+    return f"{start} + RL {rl_step}" if rl_step else start
+
+
+def drift_and_rotation(comparisons: Comparisons) -> Figure | None:
     """Per pair of checkpoints, drift of S (left) and mean principal angle with its null angle (right)."""
-    k, every = pairs(spectra)
+    k, every = comparisons.k, pairs(comparisons)
     if not every:
         return None
     shown = every[:MOST_PAIRS]
-    colours = {"along SFT": SFT_BLUE, "RL from its own start": RL_ORANGE, "RL from elsewhere": PURPLE}
+    colours = {
+        "as given": SFT_BLUE,
+        "along SFT": SFT_BLUE,
+        "RL from its own start": RL_ORANGE,
+        "RL from elsewhere": PURPLE,
+    }
     top = f"top-{k} subspaces" if k else "subspaces"
     figure = panels(
         ["Drift of singular values", f"Rotation of {top}"],
@@ -130,6 +118,19 @@ def drift_and_rotation(spectra: pa.Table) -> Figure | None:
         )
         unit = ("change of S, %", "angle, degrees")[index]
         reach = max(values) * 1.18 or 1
+        noise = [None if p.noise is None else degrees(p.noise) for p in shown] if index else []
+        if any(value is not None for value in noise):
+            figure.add_trace(
+                go.Scatter(
+                    x=noise,
+                    y=labels,
+                    mode="markers",
+                    marker={"symbol": "line-ns-open", "size": 16, "color": PURPLE, "line": {"width": 3}},
+                    hovertemplate="noise of equal norm: %{x:.2f}°<extra></extra>",
+                    **place,
+                )
+            )
+            reach = max(reach, max(value for value in noise if value is not None) * 1.08)
         null = [degrees(p.null) for p in shown if p.null is not None] if index else []
         if null:
             figure.add_trace(
@@ -168,93 +169,32 @@ def drift_and_rotation(spectra: pa.Table) -> Figure | None:
     )
     keys = [Key(kind, colour) for kind, colour in colours.items() if any(p.kind == kind for p in shown)]
     keys += [Key("null angle", GREY, "dash")] if any(p.null is not None for p in shown) else []
-    return Figure("spectra", "Drift against rotation", figure, caption, keys)
+    keys += [Key("noise of equal ‖ΔW‖", PURPLE, "dot")] if any(p.noise is not None for p in shown) else []
+    return Figure("spectra", "Every pair of checkpoints", figure, caption, keys)
 
 
-def by_role(spectra: pa.Table) -> list[tuple[str, ...]]:
-    """Rows (role, k, matrices, drift %, angle, null angle, stretch, turn) over all pairs, as text."""
-    groups: dict[tuple[str, int], list[Row]] = {}
-    for row in spectra.to_pylist():
-        if angle(row) is not None:
-            groups.setdefault((row["role"] or "?", row["k"] or 0), []).append(row)
+def by_role(comparisons: Comparisons) -> list[tuple[str, ...]]:
+    """Rows (role, k, matrices, drift %, angle, null and noise angle, stretch, turn) over all pairs, as text."""
+    groups: dict[tuple[str, int], list[Comparison]] = {}
+    for one in comparisons.means(("role",)):
+        if one.angle() is not None:
+            groups.setdefault((one.role or "?", one.k or 0), []).append(one)
 
-    def mean(members: Sequence[Row], column: str, scale: float = 1.0, digits: int = 1) -> str:
-        values = [row[column] for row in members if row[column] is not None]
-        return f"{scale * fmean(values):.{digits}f}" if values else "–"
+    def mean(values: Iterable[float | None], scale: float, digits: int, unit: str = "") -> str:
+        known = [value for value in values if value is not None]
+        return f"{scale * fmean(known):.{digits}f}{unit}" if known else "–"
 
     return [
         (
             role,
             str(k or "all"),
-            str(len(members)),
-            mean(members, "drift_mean", 100),
-            f"{degrees(fmean(angle(row) or 0.0 for row in members)):.1f}°",
-            f"{mean(members, 'null_angle', degrees(1))}°",
-            mean(members, "stretch", digits=2),
-            mean(members, "turn", digits=2),
+            str(sum(one.matrices for one in members)),
+            mean((one.measures["drift_mean"] for one in members), 100, 1),
+            mean((one.angle() for one in members), degrees(1), 1, "°"),
+            mean((one.null() for one in members), degrees(1), 1, "°"),
+            mean((one.noise() for one in members), degrees(1), 1, "°"),
+            mean((one.measures["stretch"] for one in members), 1, 2),
+            mean((one.measures["turn"] for one in members), 1, 2),
         )
         for (role, k), members in sorted(groups.items())
     ]
-
-
-def edit(group: EditGroup, index: int) -> Figure:
-    """Accuracy@1 of recipient, donor, edit and every control that ran, OOD left, ID right."""
-    shown = [bar for bar in BARS if any(bar[0] in group.bars[rule] for rule in ("ood", "id"))]
-    titles = [RULE_NAME["ood"], RULE_NAME["id"]]
-    figure = panels(titles, x="accuracy@1", y="", height=120 + 36 * len(shown), narrowest=400)
-    counts = []
-    for panel, rule in enumerate(("ood", "id")):
-        suffix = axis(panel)
-        bars = [(words, colour, bar) for name, words, colour in shown if (bar := group.bars[rule].get(name))]
-        if bars and bars[0][2].n:
-            counts.append(f"{rule.upper()} n = {bars[0][2].n}")
-        tops = [bar.value if bar.high is None else bar.high for *_, bar in bars]
-        figure.add_trace(
-            go.Bar(
-                y=[words for words, *_ in bars],
-                x=[bar.value for *_, bar in bars],
-                orientation="h",
-                marker={"color": [colour for _, colour, _ in bars]},
-                error_x={
-                    "type": "data",
-                    "array": [top - bar.value for top, (*_, bar) in zip(tops, bars, strict=True)],
-                    "arrayminus": [
-                        bar.value - (bar.value if bar.low is None else bar.low) for *_, bar in bars
-                    ],
-                    "thickness": 1.5,
-                    "width": 6,
-                },
-                hovertemplate="%{y}: %{x:.2f}<extra></extra>",
-                xaxis=f"x{suffix}",
-                yaxis=f"y{suffix}",
-            )
-        )
-        for (words, _, bar), top in zip(bars, tops, strict=True):
-            figure.add_annotation(
-                x=top,
-                y=words,
-                xref=f"x{suffix}",
-                yref=f"y{suffix}",
-                text=f"<b>{number(bar.value)}</b>",
-                showarrow=False,
-                xanchor="left",
-                xshift=5,
-            )
-        figure.update_layout(
-            {
-                f"xaxis{suffix}": {"range": [0, 1.12], "showgrid": True, **ACCURACY_TICKS},
-                f"yaxis{suffix}": {"type": "category", "autorange": "reversed", "showgrid": False},
-            }
-        )
-    figure.layout.meta["labels"] = 7 * max((len(words) for _, words, _ in shown), default=0)
-    goes = ""
-    if group.projection is not None:
-        rest = "" if group.residual is None else f", residual {group.residual:.2f}"
-        goes = f" Projection of the edit on donor − recipient: {group.projection:.2f}{rest}."
-    caption = (
-        "<b>Look at</b> the edit beside the plain weight swap of the same matrices: only a difference "
-        "between these two speaks of directions as such. Accuracy at the first attempt; bars: means over "
-        "seeds, with 95 % Wilson intervals over problems, averaged over seeds. "
-        f"Problems: {', '.join(counts) or 'unknown'}.{goes}"
-    )
-    return Figure(f"edit-{index}", group.label[0].upper() + group.label[1:], figure, caption)

@@ -7,8 +7,9 @@ from statistics import fmean
 
 import pyarrow as pa
 
+from rlheals_ray.report.edits import Bar, EditGroup, edit_groups
 from rlheals_ray.report.results import Accuracies, Tables
-from rlheals_ray.report.weights import Bar, EditGroup, angle, edit_groups, pair_of, turns_to_peak
+from rlheals_ray.report.weights import angle, pair_of, turns_to_peak
 from rlheals_ray.report.words import Finding, listed, number
 
 UNCHANGED = 0.05

@@ -10,7 +10,7 @@
     const { panels, height, columns, narrowest, labels = 0 } = layout.meta;
     const full = Math.min(width, layout.meta.widest || width);
     const left = Math.max(LEFT, 16 + labels), between = Math.max(BETWEEN, 28 + labels);
-    const right = layout.yaxis2 && layout.yaxis2.overlaying ? LEFT : RIGHT;
+    const right = layout.meta.right || (layout.yaxis2 && layout.yaxis2.overlaying ? LEFT : RIGHT);
     const across = Math.max(1, Math.min(columns, panels, Math.floor(full / narrowest)));
     const down = Math.ceil(panels / across);
     const inner = { width: full - left - right, height: height - TOP - BOTTOM };
@@ -48,10 +48,20 @@
     layout.hoverlabel = { bgcolor: colour("--raised"), font: { color: colour("--ink") } };
   }
 
+  // The plot that the reader has chosen among a figure's views; the first where there is no choice.
+  function chosen(div) {
+    const choice = div.closest("figure").querySelector(".views input:checked");
+    return JSON.parse(document.getElementById(div.id.replace("plot-", "data-") + "-" + (choice ? choice.value : 0)).textContent);
+  }
+
   async function draw(div, width) {
-    const { data, layout } = JSON.parse(document.getElementById(div.id.replace("plot-", "data-")).textContent);
+    if (!div.clientWidth) return;   // folded away: drawn when it is opened
+    const { data, layout } = chosen(div);
     place(layout, Math.floor(width || div.clientWidth));
     paint(layout);
+    if (layout.coloraxis && layout.coloraxis.colorbar) {
+      Object.assign(layout.coloraxis.colorbar, { thickness: 12, len: 1, outlinewidth: 0, xpad: 6 });
+    }
     for (const trace of data) if (trace.error_x) trace.error_x.color = colour("--ink");
     await Plotly.react(div, data, layout, {
       displaylogo: false,
@@ -64,6 +74,12 @@
   let last = 0;
   const redraw = () => { if (innerWidth !== last) { last = innerWidth; all(); } };
 
+  for (const input of document.querySelectorAll(".views input")) {
+    input.addEventListener("change", () => draw(input.closest("figure").querySelector(".plot")));
+  }
+  for (const fold of document.querySelectorAll("details.fold")) {
+    fold.addEventListener("toggle", () => { if (fold.open) draw(fold.querySelector(".plot")); });
+  }
   addEventListener("resize", () => requestAnimationFrame(redraw));
   addEventListener("beforeprint", () => all(690));
   addEventListener("afterprint", () => all());

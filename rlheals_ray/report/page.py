@@ -10,11 +10,14 @@ from jinja2 import Environment, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from rlheals_ray.report.findings import findings_of
+from rlheals_ray.report.findings_weights import weight_findings
+from rlheals_ray.report.results import Accuracies
 from rlheals_ray.report.sections import sections
 from rlheals_ray.report.source import Source, facts, read_study
 from rlheals_ray.storage import write_text
 
 QUESTION = "How long should SFT run, and how much RL then wins back the generalisation SFT lost?"
+COMPARED = "How far did these weights drift, and how far did they rotate?"
 STATUS = {True: ("yes", "agrees"), False: ("no", "disagrees"), None: ("open", "note")}
 """Class and word of a finding: whether it agrees with what the paper reports."""
 DASHES = {"solid": "", "dash": "8 4", "dot": "2 4", "dashdot": "8 4 2 4"}
@@ -37,17 +40,18 @@ def build_report(study_directory: Path) -> Path:
 def render(source: Source) -> str:
     """The whole page as HTML. All text is escaped; figures travel as JSON that cannot end its script."""
     parts = sections(source)
+    weights = weight_findings(source.tables, Accuracies(source.tables["scores"]))
     plots = {
-        figure.name: figure.plot.to_json().replace("<", "\\u003c")
+        figure.name: [plot.to_json().replace("<", "\\u003c") for plot in figure.plots.values()]
         for part in parts
         for figure in part.figures
     }
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     return environment.from_string(_asset("page.html.j2")).render(
         title=source.name,
-        question=QUESTION,
+        question=COMPARED if source.outside else QUESTION,
         facts=facts(source),
-        findings=findings_of(source.tables, source.clusters),
+        findings=weights if source.outside else findings_of(source.tables, source.clusters),
         sections=parts,
         plots=plots,
         status=STATUS,

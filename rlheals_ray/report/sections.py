@@ -4,54 +4,33 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rlheals_ray.report import figures_accuracy, figures_rl, figures_training, figures_weights
+from rlheals_ray.report import figures_accuracy, figures_rl, figures_training
 from rlheals_ray.report.figures import Figure
 from rlheals_ray.report.figures_headline import headline as draw_headline
 from rlheals_ray.report.findings_recovery import healing_cells
+from rlheals_ray.report.layout import Section, Table
 from rlheals_ray.report.results import Accuracies, Row, Tables, Variant, of_variant, rows, variants
+from rlheals_ray.report.sections_mechanism import (
+    edits_section,
+    hidden_section,
+    predictors_section,
+    spectra_section,
+)
 from rlheals_ray.report.source import Source
-from rlheals_ray.report.weights import edit_groups
 from rlheals_ray.report.words import algorithm_name, interval, number
-
-MOST_EDITS = 8
-
-
-@dataclass(frozen=True)
-class Table:
-    title: str
-    heads: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    folded: bool = True
-
-
-@dataclass
-class Section:
-    """One section; `missing` says in words what has not been measured yet."""
-
-    name: str
-    title: str
-    figures: list[Figure] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    lines: list[str] = field(default_factory=list)
-    command: str = ""
-
-    def add(self, figure: Figure | None, absent: str) -> Figure | None:
-        """Take the figure, or note what is absent."""
-        if figure is None:
-            self.missing.append(absent)
-        else:
-            self.figures.append(figure)
-        return figure
 
 
 def sections(source: Source) -> list[Section]:
-    """All sections after the findings, in the order of the page; each is there even when it is empty."""
+    """All sections after the findings, in the order of the page; each is there even when it is empty.
+
+    A directory with comparisons of weights and no study has only what can be said of these.
+    """
+    if source.outside:
+        return [spectra_section(source.tables, Accuracies(source.tables["scores"])), _provenance(source)]
     every = variants(source.tables)
     main = of_variant(source.tables, every[0])
     accuracies = Accuracies(main["scores"])
@@ -70,8 +49,10 @@ def sections(source: Source) -> list[Section]:
         curves,
         training,
         learning,
-        _spectra(main),
-        _edits(main, accuracies),
+        spectra_section(main, accuracies),
+        edits_section(main, accuracies),
+        hidden_section(main, accuracies),
+        predictors_section(source.tables),
         _provenance(source),
     ]
 
@@ -163,43 +144,12 @@ def _cell_table(cells: Sequence[Row], name: str) -> Table:
     return Table(f"Every cell with both intervals{f' ({name})' if name else ''}", (*heads, "verdict"), lines)
 
 
-def _spectra(tables: Tables) -> Section:
-    section = Section("spectra", "Drift against rotation")
-    if section.add(
-        figures_weights.drift_and_rotation(tables["spectra"]), "the spectra table (spectra.parquet) is empty."
-    ):
-        heads = ("role", "k", "matrices", "drift of S, %", "angle", "null angle", "stretch", "turn")
-        section.tables.append(
-            Table("By role, over all pairs", heads, figures_weights.by_role(tables["spectra"]), False)
-        )
-        section.lines.append(
-            "Stretch and turn: shares of ‖ΔW‖² within the k leading subspaces, on and off the diagonal of "
-            "UᵀΔWV. Nearly all of a random change is off the diagonal too, so a large turn alone is no "
-            "evidence of rotation."
-        )
-    return section
-
-
-def _edits(tables: Tables, accuracies: Accuracies) -> Section:
-    section = Section("edits", "The edit and its controls")
-    groups = edit_groups(tables, accuracies)
-    if not groups:
-        section.missing.append("the edits table (edits.parquet) holds no scored edit.")
-    for index, group in enumerate(groups[:MOST_EDITS]):
-        section.figures.append(figures_weights.edit(group, index))
-        if "weight_swap" not in group.bars["ood"]:
-            section.missing.append(f"the plain weight swap beside “{group.label}”.")
-    if len(groups) > MOST_EDITS:
-        section.lines.append(
-            f"The first {MOST_EDITS} of {len(groups)} edits are drawn; edits.parquet holds all."
-        )
-    return section
-
-
 def _provenance(source: Source) -> Section:
     section = Section("provenance", "How these numbers were made")
     lines = []
     for name, table in source.tables.items():
+        if source.outside and not table.num_rows:
+            continue
         made = [_made_by(table, column) for column in ("engine", "wrapped_model", "train_run")]
         lines.append((f"{name}.parquet", str(table.num_rows), *made))
     heads = ("table", "rows", "engine", "wrapped model", "Ray Train run")
@@ -211,13 +161,14 @@ def _provenance(source: Source) -> Section:
             (stage, f"{seconds:,.1f}") for stage, seconds in (spent | {"all": sum(spent.values())}).items()
         ]
         section.tables.append(Table("Wall-clock time", ("stage", "seconds"), times, folded=False))
-    else:
+    elif not source.outside:
         section.missing.append("stage timings (timings.json).")
     section.missing += [f"{file}: it cannot be read ({why})." for file, why in source.unreadable.items()]
-    section.lines.append(
-        "Running the study again resumes it; finished stages are reused only where no input changed:"
-    )
-    section.command = _commands(source)
+    if not source.outside:
+        section.lines.append(
+            "Running the study again resumes it; finished stages are reused only where no input changed:"
+        )
+        section.command = _commands(source)
     return section
 
 

@@ -19,6 +19,8 @@ from rlheals_ray.report.words import algorithm_name
 from rlheals_ray.tables import SCHEMAS
 from rlheals_ray.tasks import get_task
 
+COMPARED = ("spectra", "updates", "singular_values")
+"""Tables that comparisons of checkpoints leave, with or without a study around them."""
 EPISODE_COLUMNS = ["checkpoint", "rule", "problem_id", "solved_at"]
 """All of an episode that the report needs; answers, the bulk of the table, are not read."""
 
@@ -39,6 +41,12 @@ class Source:
     """OOD problem id -> the cluster it is resampled with, as the study's task makes them; None if unknown."""
     written: datetime | None = None
     """When the newest table was written, UTC."""
+
+    @property
+    def outside(self) -> bool:
+        """Whether this is no study but comparisons of weights alone, as jobs/spectra.py --out leaves them."""
+        other = any(table.num_rows for name, table in self.tables.items() if name not in COMPARED)
+        return not self.study and not other and any(self.tables[name].num_rows for name in COMPARED)
 
 
 def read_study(directory: Path) -> Source:

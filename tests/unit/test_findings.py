@@ -212,8 +212,8 @@ def test_equal_controls_of_different_edits_are_not_mixed() -> None:
     )  # fmt: skip
     found = [finding.text for finding in findings_of(mine) if finding.kind == "edit"]
     assert len(found) == 2
-    assert "UV of the donor" in found[0] and "matrices, .61" in found[0]
-    assert "S of the donor" in found[1] and "matrices, .03" in found[1]
+    assert "UV of SFT 6 in SFT 400" in found[0] and "matrices, .61" in found[0]
+    assert "S of SFT 6 in SFT 400" in found[1] and "matrices, .03" in found[1]
 
 
 def test_a_second_algorithm_is_drawn_but_not_mixed_into_the_first(tmp_path: Path) -> None:
