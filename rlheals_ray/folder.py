@@ -28,7 +28,7 @@ _OBJECT_STORES = frozenset({"s3", "gcs", "abfs"})
 """An object appears there when its upload is completed, and renaming one means copying it."""
 _LARGEST_COPY = 5 * 10**9
 """Bytes that S3 copies on its own side in one request; larger objects pass through this process."""
-_CHUNK = 16 << 20
+_CHUNK = 4 << 20
 
 
 @dataclass(frozen=True)

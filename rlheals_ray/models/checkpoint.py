@@ -22,7 +22,7 @@ from rlheals_ray.models.safetensors_file import DTYPES, Damaged, Entry, Header, 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _PICKLED = (".bin", ".pt", ".pth")
-_CHUNK = 16 << 20
+_CHUNK = 4 << 20
 
 
 class Checkpoint:

@@ -27,7 +27,7 @@ COMPANIONS = (
     "vocab*", "merges.txt", "chat_template*", "*processor_config.json", "LICENSE*", "NOTICE*",
 )  # fmt: skip
 """What stands beside the weights in a Hugging Face directory and belongs to every checkpoint of the model."""
-_CHUNK = 16 << 20
+_CHUNK = 4 << 20
 
 
 def write_checkpoint(
@@ -77,6 +77,7 @@ def write_checkpoint(
                 open_shards[file_name] = _Shard(model, file_name, scratch, expected)
             shard = open_shards[file_name]
             shard.put(name, tensor)
+            del tensor  # before the next one is made
             if not shard.missing and file_name != SINGLE_FILE:
                 _hand_over(file_name, scratch, folder)
         if missing:

@@ -1,37 +1,18 @@
-"""Checkpoints are read lazily, refused clearly, and written so that transformers loads them."""
+"""Checkpoints are read one tensor at a time, wherever they are, and refused clearly."""
 
 import json
-from collections.abc import Iterator
+import uuid
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlheals_ray.config import InputError
+from rlheals_ray.folder import Folder
 from rlheals_ray.models.checkpoint import INDEX_FILE, Checkpoint, content_hash
-from rlheals_ray.models.checkpoint_writer import write_checkpoint
-
-
-def tiny_llama(directory: Path, dtype: torch.dtype = torch.float32, tied: bool = False) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=17, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, tie_word_embeddings=tied,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
-    model.to(dtype=dtype).eval()
-    model.save_pretrained(directory)
-    return model
-
-
-def sharded(directory: Path, weight_map: dict[str, str], shards: dict[str, dict[str, torch.Tensor]]) -> Path:
-    directory.mkdir()
-    (directory / INDEX_FILE).write_text(json.dumps({"weight_map": weight_map}))
-    for name, tensors in shards.items():
-        save_file(tensors, directory / name)
-    return directory
+from rlheals_ray.models.checkpoint_writer import copy_model
+from tests.checkpoints import sharded, tiny_llama
 
 
 def test_a_single_file_is_read_by_name(tmp_path: Path) -> None:
@@ -55,8 +36,8 @@ def test_shards_are_found_through_their_index(tmp_path: Path) -> None:
 
 
 def test_shards_of_transformers_equal_its_single_file(tmp_path: Path) -> None:
-    model = tiny_llama(tmp_path / "one")
-    model.save_pretrained(tmp_path / "many", max_shard_size="4KB")
+    tiny_llama(tmp_path / "one")
+    tiny_llama(tmp_path / "many", max_shard_size="4KB")
     assert (tmp_path / "many" / INDEX_FILE).exists()
     one, many = Checkpoint(tmp_path / "one"), Checkpoint(tmp_path / "many")
     assert one.names() == many.names()
@@ -83,10 +64,11 @@ def test_content_is_hashed_with_dtype_and_shape() -> None:
 
 
 @pytest.mark.parametrize(
-    "outside", ["../x.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "..", "", 3]
+    "outside",
+    ["../x.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "..", ".", "", "a\0b", 3, None, ["a"]],
 )
 def test_an_index_that_leaves_the_directory_is_refused(tmp_path: Path, outside: object) -> None:
-    directory = sharded(tmp_path / "m", {"w": outside}, {})  # type: ignore[dict-item]
+    directory = sharded(tmp_path / "m", {"w": outside}, {})
     with pytest.raises(InputError, match=r"'w'.*outside the directory"):
         Checkpoint(directory).names()
 
@@ -141,59 +123,106 @@ def test_nan_and_inf_are_refused_unless_wanted(tmp_path: Path, bad: float, dtype
     assert checkpoint.tensor("w", finite=False).shape == (2,)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("tied", [False, True])
-def test_a_written_checkpoint_loads_in_transformers_with_equal_logits(
-    tmp_path: Path, dtype: torch.dtype, tied: bool
+@pytest.mark.parametrize("shards", ["1GB", "4KB"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_remote_checkpoint_is_read_as_a_local_one(tmp_path: Path, shards: str, dtype: torch.dtype) -> None:
+    tiny_llama(tmp_path / "m", dtype, max_shard_size=shards)
+    remote = Folder.of(f"memory://{uuid.uuid4().hex}/m")
+    copy_model(tmp_path / "m", remote)
+    here, there = Checkpoint(tmp_path / "m"), Checkpoint(remote.uri)
+    there.check()
+    assert there.names() == here.names() and there.files() == here.files()
+    assert there.fingerprint() == here.fingerprint()
+    assert there.config() == here.config()
+    for name in here.names():
+        assert there.dtype(name) == here.dtype(name) and torch.equal(there.tensor(name), here.tensor(name))
+
+
+def test_of_a_remote_file_only_the_bytes_of_header_and_tensor_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tiny_llama(tmp_path / "from", dtype, tied)
-    (tmp_path / "from" / "tokenizer.json").write_text("{}")
-    (tmp_path / "from" / "optimizer.pt").write_bytes(b"not copied")
-    source = Checkpoint(tmp_path / "from")
-    # In any order, and in a wider dtype than is stored.
-    tensors = [(name, source.tensor(name).double()) for name in reversed(source.names())]
-    write_checkpoint(tmp_path / "to", tensors, like=tmp_path / "from")
-    loaded = LlamaForCausalLM.from_pretrained(tmp_path / "to").eval()
-    assert loaded.dtype == dtype
-    tokens = torch.arange(12).reshape(2, 6)
-    with torch.no_grad():
-        assert torch.equal(loaded(tokens).logits, model(tokens).logits)
-    written = sorted(path.name for path in (tmp_path / "to").iterdir())
-    assert written == ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]
+    save_file({"small": torch.ones(10), "large": torch.ones(1_000_000)}, tmp_path / "model.safetensors")
+    remote = Folder.of(f"memory://{uuid.uuid4().hex}/m")
+    copy_model(tmp_path, remote)
+    from fsspec.implementations.memory import MemoryFile
+
+    read: list[int] = []
+    original = MemoryFile.read
+
+    def counted(file: MemoryFile, size: int = -1) -> bytes:
+        data: bytes = original(file, size)
+        read.append(len(data))
+        return data
+
+    monkeypatch.setattr(MemoryFile, "read", counted)
+    assert torch.equal(Checkpoint(remote).tensor("small"), torch.ones(10))
+    assert 0 < sum(read) < 1000
+    assert torch.equal(Checkpoint(remote).tensor("large", rows=slice(999_990, 1_000_000)), torch.ones(10))
+    assert sum(read) < 2000
 
 
-def test_mixed_dtypes_scalars_and_empty_tensors_survive(tmp_path: Path) -> None:
-    tensors = {
-        "byte": torch.tensor([1, 2, 3], dtype=torch.uint8), "scalar": torch.tensor(2.5, dtype=torch.float64),
-        "half": torch.randn(3, 5).to(torch.float16), "empty": torch.zeros(0, 4), "flag": torch.tensor([True]),
-    }  # fmt: skip
-    (tmp_path / "from").mkdir()
-    save_file(tensors, tmp_path / "from" / "model.safetensors")
-    write_checkpoint(tmp_path / "to", tensors.items(), like=tmp_path / "from")
-    written = load_file(tmp_path / "to" / "model.safetensors")
-    assert all(torch.equal(written[name], tensor) for name, tensor in tensors.items())
+def test_the_whole_directory_is_checked_by_its_headers(tmp_path: Path) -> None:
+    one, two = torch.ones(2, 3), torch.zeros(4)
+    whole = {"a": "1.safetensors", "b": "2.safetensors"}
+    cases: dict[str, tuple[dict[str, str], dict[str, dict[str, torch.Tensor]], str]] = {
+        "whole": (whole, {"1.safetensors": {"a": one}, "2.safetensors": {"b": two}}, ""),
+        "missing": (whole, {"1.safetensors": {"a": one}, "2.safetensors": {"c": two}}, "sends tensor 'b' to"),
+        "unknown": (
+            whole,
+            {"1.safetensors": {"a": one, "c": two}, "2.safetensors": {"b": two}},
+            r"'1\.safetensors' holds the tensor 'c'.*does not know it.*copy all of them again",
+        ),
+        "twice": (
+            whole,
+            {"1.safetensors": {"a": one, "b": two}, "2.safetensors": {"b": two}},
+            r"'1\.safetensors' holds the tensor 'b'.*sends it to '2\.safetensors'",
+        ),
+        "lost": (whole, {"1.safetensors": {"a": one}}, r"'2\.safetensors' \(for tensor 'b'\) is missing"),
+    }
+    for name, (weight_map, shards, problem) in cases.items():
+        checkpoint = Checkpoint(sharded(tmp_path / name, weight_map, shards))
+        if problem:
+            with pytest.raises(InputError, match=problem):
+                checkpoint.check()
+        else:
+            checkpoint.check()
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
-    tiny_llama(tmp_path / "from")
-    source = Checkpoint(tmp_path / "from")
-    everything = [(name, source.tensor(name)) for name in source.names()]
-    write_checkpoint(tmp_path / "to", everything, like=tmp_path / "from")
-    before = Checkpoint(tmp_path / "to").fingerprint()
+def test_a_truncated_shard_is_found_before_anything_is_read(tmp_path: Path) -> None:
+    tiny_llama(tmp_path, max_shard_size="4KB")
+    shard = tmp_path / Checkpoint(tmp_path).files()[1]
+    shard.write_bytes(shard.read_bytes()[:-4])
+    with pytest.raises(
+        InputError, match=rf"'{shard.name}' \(for tensor 'model\..*is damaged \(it ends within tensor"
+    ):
+        Checkpoint(tmp_path).check()
 
-    def interrupted() -> Iterator[tuple[str, torch.Tensor]]:
-        yield everything[0]
-        raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        write_checkpoint(tmp_path / "to", interrupted(), like=tmp_path / "from")
-    for wrong, problem in [
-        (everything[:-1], "1 tensors of"),
-        ([*everything, everything[0]], "doubled"),
-        ([("other", torch.ones(1))], "no tensor of"),
-        ([(everything[0][0], torch.ones(1))], "has the shape"),
-    ]:
-        with pytest.raises(ValueError, match=problem):
-            write_checkpoint(tmp_path / "to", wrong, like=tmp_path / "from")
-    assert Checkpoint(tmp_path / "to").fingerprint() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["from", "to"]
+def test_pickled_shards_and_two_sets_of_weights_are_refused(tmp_path: Path) -> None:
+    pickled = sharded(tmp_path / "pickled", {"w": "pytorch_model-00001-of-00002.bin"}, {})
+    with pytest.raises(InputError, match=r"pickled weights \(pytorch_model-00001-of-00002\.bin\)"):
+        Checkpoint(pickled).names()
+    both = sharded(tmp_path / "both", {"w": "1.safetensors"}, {"1.safetensors": {"w": torch.ones(1)}})
+    save_file({"w": torch.zeros(1)}, both / "model.safetensors")
+    with pytest.raises(InputError, match=r"both model\.safetensors and .* delete the one"):
+        Checkpoint(both).names()
+
+
+def test_a_file_or_a_broken_configuration_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({"w": torch.ones(1)}, file)
+    with pytest.raises(InputError, match="is a file; name its directory"):
+        Checkpoint(file)
+    with pytest.raises(InputError, match=r"config\.json is missing"):
+        Checkpoint(tmp_path).config()
+    for text in ("", "[]", "{", "\ufeff{}", json.dumps(1)):
+        (tmp_path / "config.json").write_text(text, encoding="utf-8")
+        with pytest.raises(InputError, match=r"config\.json is no JSON object"):
+            Checkpoint(tmp_path).config()
+
+
+def test_a_dtype_that_torch_lacks_is_named(tmp_path: Path) -> None:
+    header = json.dumps({"w": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
+    with pytest.raises(InputError, match=r"'w' has the dtype F4.*convert the checkpoint"):
+        Checkpoint(tmp_path).check()
