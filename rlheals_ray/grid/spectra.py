@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
@@ -39,22 +41,39 @@ def spectra_stage(session: Session) -> None:
     if not pending:
         return
     from rlheals_ray.spectra.compare import compare
+    from rlheals_ray.spectra.stock import Workers, matrix_shapes, stocked
     from rlheals_ray.spectra.updates import compare_updates
 
     session.connect()
     pairs = [pair for seed in pending for pair in _pairs(session, seed)]
     chains = [chain for seed in pending for chain in _chains(session, seed)]
-    progress = StageProgress("spectra", len(pairs) + len(chains), "comparisons")
-    factors, results = str(files.root / FACTORS), str(files.root / COMPARISONS)
+    named = {
+        (p.seed, name): where for p in pairs for name, where in ((p.a, p.a_directory), (p.b, p.b_directory))
+    }
+    directories = list(dict.fromkeys(named.values()))
     roles, ks, slots = study.spectra.roles, study.spectra.k, session.task_slots
-    rows = compare(pairs, roles, ks, factors, concurrency=slots, results=results)
-    progress.advance(len(pairs))
-    updates = compare_updates(chains, roles, ks, factors, concurrency=slots, results=results)
-    progress.advance(len(chains))
+    factors, results = str(files.root / FACTORS), str(files.root / COMPARISONS)
+    shapes = matrix_shapes(directories[0], roles)
+    sizes = {tuple(sorted(shape)) for shape in shapes.values()}  # each has a null spectrum to simulate
+
+    with _shown("decompose", len(directories) * len(shapes) + len(sizes)) as progress:
+        stock = stocked(directories, roles, factors, Workers(slots, progress=progress))
+    with _shown("spectra", len(pairs) * len(shapes)) as progress:
+        rows = compare(pairs, roles, ks, factors, slots, results=results, stock=stock, progress=progress)
+    updates_made = {step for c in chains for step in ((c.a, c.b), (c.b, c.c))}
+    with _shown("updates", (len(updates_made) + len(chains)) * len(shapes)) as progress:
+        updates = compare_updates(chains, roles, ks, factors, slots, results=results, progress=progress)
+    sigma = stock.singular_values([(seed, name, where) for (seed, name), where in named.items()])
     for seed, unit in pending.items():
-        files.write_part("spectra", unit, rows.filter(pc.equal(rows["seed"], seed)))
-        files.write_part("updates", unit, updates.filter(pc.equal(updates["seed"], seed)))
+        for name, table in (("spectra", rows), ("updates", updates), ("singular_values", sigma)):
+            files.write_part(name, unit, table.filter(pc.equal(table["seed"], seed)))
         files.mark_done(unit)
+
+
+@contextmanager
+def _shown(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    progress = StageProgress(name, total, "matrices")
+    yield progress.advance
     progress.end()
 
 
