@@ -36,9 +36,9 @@ def decompose(weight: Array, k: int | None = None) -> Factors:
     that is not within 1..min(m, n).
 
     The eigenvectors of the smaller Gram matrix give all σ_i above σ_1/1e4. What is left, seldom much, is W
-    on the other eigenvectors, orthogonal to the U found so far: LAPACK's divide and conquer decomposes it. That
-    is 1.5 (square) to 9 times (1536 × 8960) as fast as LAPACK on W itself (docs/methods.md), and takes
-    memory for no float64 copy of W. Small and numerically singular matrices go to LAPACK whole. CUDA runs the
+    on the other eigenvectors, made orthogonal to the U found so far: LAPACK's divide and conquer decomposes it.
+    That is 1.5 (square) to 9 times (1536 × 8960) as fast as LAPACK on W itself (docs/methods.md), and needs no
+    float64 copy of W. Small and numerically singular matrices go to LAPACK whole. CUDA runs the
     same code (UNTESTED).
     """
     matrix = _matrix(weight, "weight")
@@ -148,7 +148,7 @@ def principal_angles(U_a: Array, U_b: Array) -> np.ndarray:
     U_a: (n, k_a), U_b: (n, k_b), torch or numpy; columns linearly independent, not necessarily orthonormal.
     Returns min(k_a, k_b) angles in radians, float64, ascending in [0, π/2], exact to ~1e-15 for the inputs
     as given (arccos alone cannot resolve angles below 1e-8, nor float32 those below 3e-4). Bases that were
-    stored in float32, as `decompose` returns them, are themselves some 3e-8 √k off: that is the floor then.
+    stored in float32, as `decompose` returns them, are themselves some 4e-8 off: their floor is 1e-7.
     Raises ValueError for inputs that are no matrices of one height, wider than tall, or column-deficient.
 
     Björck and Golub (1973): cosines are the singular values of Q_aᵀ Q_b, sines those of (I − Q_a Q_aᵀ) Q_b;

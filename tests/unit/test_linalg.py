@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.linalg import subspace_angles
 
 from rlheals_ray.spectra import decompose, principal_angles, recombine
+from rlheals_ray.spectra.linalg import row_blocks, singular_values
 
 seeds = st.integers(0, 2**32 - 1)
 sizes = st.integers(1, 24)
@@ -71,6 +72,60 @@ def test_large_matrices_are_as_exact_on_either_side_of_the_gram_limit(
     np.testing.assert_allclose(S.numpy(), expected, rtol=1e-6)
     np.testing.assert_allclose(U.double().mT @ U.double(), np.eye(min(shape)), atol=1e-6)
     np.testing.assert_allclose((U.double() * S.double()) @ Vh.double(), matrix, atol=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    shape=st.sampled_from([(150, 150), (400, 140), (130, 390), (1500, 200)]),
+    body=st.sampled_from(["flat", "power", "steps", "repeated"]),
+    tail=st.integers(0, 12),
+    condition=st.sampled_from([1e3, 1e5, 1e7]),
+    scale=st.sampled_from([1e-18, 1.0, 1e18]),
+    seed=seeds,
+)
+def test_any_spectrum_is_found_to_1e_6_however_few_or_many_values_are_small(
+    shape: tuple[int, int], body: str, tail: int, condition: float, scale: float, seed: int
+) -> None:
+    rank = min(shape)
+    values = {
+        "flat": np.ones(rank) - 1e-3 * np.arange(rank) / rank,
+        "power": np.arange(1.0, rank + 1) ** -0.8,
+        "steps": np.geomspace(1, 1 / condition, rank),
+        "repeated": np.repeat([3.0, 2.0, 1.0, 0.5], rank)[np.arange(rank) * 4],
+    }[body]
+    if tail:
+        values[-tail:] = values[0] * np.geomspace(1e-4, 1 / condition, tail)
+    values = np.sort(values)[::-1] * scale
+    matrix = spectrum(*shape, values, seed)
+    U, S, Vh = (factor.double().numpy() for factor in decompose(torch.from_numpy(matrix)))
+    np.testing.assert_allclose(S, values, rtol=1e-6)
+    np.testing.assert_allclose(U.T @ U, np.eye(rank), atol=1e-6)
+    np.testing.assert_allclose(Vh @ Vh.T, np.eye(rank), atol=1e-6)
+    np.testing.assert_allclose((U * S) @ Vh, matrix, atol=1e-6 * values[0])
+    np.testing.assert_allclose(singular_values(torch.from_numpy(matrix)), values, atol=1e-7 * values[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_embedding_is_decomposed_in_blocks_of_rows(dtype: torch.dtype) -> None:
+    weight = torch.from_numpy(gaussian(9000, 130)).to(dtype)
+    assert len(list(row_blocks(weight))) > 4
+    U, S, Vh = decompose(weight)
+    exact = weight.double().numpy()
+    np.testing.assert_allclose(S, np.linalg.svd(exact, compute_uv=False), rtol=1e-6)
+    np.testing.assert_allclose((U.double() * S.double()) @ Vh.double(), exact, atol=1e-6 * float(S[0]))
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (300, 160)])
+def test_the_leading_triplets_are_those_of_the_whole(shape: tuple[int, int]) -> None:
+    weight = torch.from_numpy(spectrum(*shape, np.geomspace(1, 1e-6, min(shape))))
+    U, S, Vh = decompose(weight)
+    for k in (1, 7, min(shape)):
+        U_k, S_k, Vh_k = decompose(weight, k)
+        torch.testing.assert_close(S_k, S[:k])
+        torch.testing.assert_close((U_k * S_k) @ Vh_k, (U[:, :k] * S[:k]) @ Vh[:k])
+    for k in (0, min(shape) + 1):
+        with pytest.raises(ValueError, match=f"k={k} is not within"):
+            decompose(weight, k)
 
 
 @pytest.mark.parametrize("shape", [(9, 6), (200, 150)])
@@ -147,6 +202,30 @@ def test_angles_do_not_depend_on_the_basis_or_the_order(n: int, seed: int) -> No
     flipped = U_b * np.where(np.arange(k) % 2, -1.0, 1.0)
     np.testing.assert_allclose(principal_angles(turned, flipped), angles, atol=1e-9)
     np.testing.assert_allclose(principal_angles(U_b, U_a), angles, atol=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e150])
+@pytest.mark.parametrize("k_b", [3, 9])
+def test_nearly_parallel_subspaces_of_unequal_dimension_at_any_scale(scale: float, k_b: int) -> None:
+    axes = orthonormal(60, 60, 3)
+    tilted = axes[:, :6] * np.cos(1e-8) + axes[:, 20:26] * np.sin(1e-8)
+    wider = np.hstack([axes[:, :6], axes[:, 40:46]])[:, :k_b]
+    expected = np.full(min(6, k_b), 1e-8)
+    np.testing.assert_allclose(principal_angles(tilted * scale, wider / scale), expected, rtol=1e-6)
+
+
+@quick
+@given(n=st.integers(50, 400), k=st.integers(1, 40), exponent=st.floats(-9, -1), seed=seeds)
+def test_bases_stored_as_float32_tell_angles_down_to_a_floor_of_1e_7(
+    n: int, k: int, exponent: float, seed: int
+) -> None:
+    theta, axes = 10.0**exponent, orthonormal(n, 2 * min(k, n // 2), seed)
+    k = axes.shape[1] // 2
+    bases = axes[:, :k], axes[:, :k] * np.cos(theta) + axes[:, k:] * np.sin(theta)
+    stored = principal_angles(*(basis.astype(np.float32) for basis in bases))
+    # Rounding to float32 turns a unit vector by some 2e-8, and a subspace by about twice that.
+    np.testing.assert_allclose(stored, theta, atol=1e-7)
+    np.testing.assert_allclose(principal_angles(*bases), theta, rtol=1e-6)
 
 
 def test_identical_float32_factors_are_zero_apart() -> None:

@@ -1,20 +1,37 @@
 """Measures of matrices and pairs of them: laws, and the calibration of their null values."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy.linalg import subspace_angles
+from scipy.stats import ks_2samp
 
+from rlheals_ray.folder import Folder
 from rlheals_ray.spectra import decompose, principal_angles
 from rlheals_ray.spectra.measures import (
+    alignment,
     chordal_distance,
+    delta_norm,
+    difference,
     drift,
     effective_rank,
+    inner,
+    noisy,
+    norm,
     stretch_and_turn,
 )
-from rlheals_ray.spectra.null import looks_random, null_angle
+from rlheals_ray.spectra.null import (
+    LEVEL,
+    PLANTED,
+    gaussian_spectrum,
+    looks_random,
+    null_angle,
+    null_spectrum,
+    stored_null_spectrum,
+)
 
 
 def gaussian(rows: int, columns: int, seed: int = 0) -> np.ndarray:
@@ -40,6 +57,47 @@ def test_chordal_distance_is_that_of_the_projectors() -> None:
     U_a, U_b = orthonormal(12, 4, 1), orthonormal(12, 4, 2)
     expected = np.linalg.norm(U_a @ U_a.T - U_b @ U_b.T) / math.sqrt(2)
     assert chordal_distance(principal_angles(U_a, U_b)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), (torch.bfloat16, torch.float32)])
+def test_even_a_tiny_change_is_exact_to_float32(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    a = torch.from_numpy(gaussian(40, 30)).to(dtypes[0])
+    b = (a.double() + 1e-6 * torch.from_numpy(gaussian(40, 30, 1))).to(dtypes[1])
+    exact = b.double() - a.double()
+    delta = difference(a, b)
+    assert delta.dtype == torch.float32
+    np.testing.assert_allclose(delta, exact, rtol=6e-8)
+    assert delta_norm(a, b) == pytest.approx(float(torch.linalg.matrix_norm(exact)), rel=1e-7)
+    assert difference(a.double(), b).dtype == torch.float64
+
+
+def test_sums_over_whole_matrices_do_not_depend_on_the_blocks() -> None:
+    a, b = (torch.from_numpy(gaussian(5000, 120, seed)).float() for seed in (1, 2))
+    assert inner(a, b) == pytest.approx(float((a.double() * b.double()).sum()), rel=1e-12)
+    assert norm(a) == pytest.approx(float(torch.linalg.matrix_norm(a.double())), rel=1e-12)
+
+
+def test_noise_is_as_long_as_asked_and_the_same_for_a_seed() -> None:
+    weight = torch.from_numpy(gaussian(30, 20)).to(torch.bfloat16)
+    changed = noisy(weight, 0.25, seed=3)
+    assert norm(changed - weight.double()) == pytest.approx(0.25, rel=1e-9)
+    assert torch.equal(noisy(weight, 0.25, seed=3), changed)
+    assert not torch.equal(noisy(weight, 0.25, seed=4), changed)
+
+
+def test_alignment_sees_through_swaps_and_signs() -> None:
+    U = torch.from_numpy(orthonormal(12, 4))
+    np.testing.assert_allclose(alignment(U, -U[:, [2, 0, 3, 1]]), 1)
+    half = torch.stack([U[:, 0] + U[:, 1], U[:, 0] - U[:, 1]], dim=1) / math.sqrt(2)
+    np.testing.assert_allclose(alignment(U[:, :2], half), math.sqrt(0.5))
+
+
+def test_stretch_and_turn_of_the_leading_triplets_are_the_first_of_all() -> None:
+    weight, delta = (torch.from_numpy(gaussian(4000, 140, seed)) for seed in (1, 2))
+    all_of_them = stretch_and_turn(decompose(weight), delta)
+    leading = stretch_and_turn(decompose(weight, 9), delta)
+    for whole, first in zip(all_of_them, leading, strict=True):
+        np.testing.assert_allclose(first, whole[:9], rtol=1e-5)
 
 
 def test_stretch_and_turn_tell_scaling_from_rotation() -> None:
@@ -68,6 +126,53 @@ def test_null_angle_of_lines_and_of_large_subspaces() -> None:
     assert null_angle(40, 10) == null_angle(40, 10)
     with pytest.raises(ValueError, match="k=7"):
         null_angle(6, 7)
+
+
+@pytest.mark.parametrize(("n", "k"), [(40, 10), (7, 3), (30, 21)])
+def test_null_angles_are_those_of_random_subspaces(n: int, k: int) -> None:
+    drawn = np.mean([subspace_angles(gaussian(n, k, 2 * i), gaussian(n, k, 2 * i + 1)) for i in range(400)])
+    assert null_angle(n, k) == pytest.approx(float(drawn), abs=0.03)
+
+
+@pytest.mark.parametrize("planted", [0.0, 9.0, 30.0])
+def test_simulated_spectra_have_the_law_of_those_of_whole_matrices(planted: float) -> None:
+    rng = np.random.default_rng(0)
+    whole = []
+    for _ in range(300):
+        matrix = rng.standard_normal((40, 12))
+        matrix[3, 5] += planted
+        whole.append(np.linalg.svd(matrix, compute_uv=False))
+    simulated = np.stack([gaussian_spectrum(40, 12, rng, planted) for _ in range(300)])
+    for index in (0, 1, 5, 11):
+        assert ks_2samp(np.stack(whole)[:, index], simulated[:, index]).pvalue > 1e-4, index
+
+
+def test_the_power_is_how_often_a_planted_direction_is_found() -> None:
+    shape, rng = (96, 64), np.random.default_rng(5)
+    strength = PLANTED * (shape[0] * shape[1]) ** 0.25
+    found = 0
+    for _ in range(200):
+        u, v = (rng.standard_normal(size) for size in shape)
+        direction = np.outer(u / np.linalg.norm(u), v / np.linalg.norm(v))
+        matrix = rng.standard_normal(shape) + strength * direction
+        found += not looks_random(np.linalg.svd(matrix, compute_uv=False), shape)
+    power = null_spectrum(*shape).power
+    assert LEVEL < power < 1
+    # Two estimates of one share, from 200 and 300 draws: standard errors of 0.035 and 0.03.
+    assert found / 200 == pytest.approx(power, abs=0.17)
+
+
+def test_larger_matrices_hide_less() -> None:
+    assert null_spectrum(64, 64).power < null_spectrum(300, 300).power
+
+
+def test_a_simulated_null_spectrum_is_kept(tmp_path: Path) -> None:
+    folder = Folder.of(tmp_path)
+    made = stored_null_spectrum((20, 31), folder)
+    assert made == null_spectrum(31, 20) == stored_null_spectrum((31, 20), folder)
+    (file,) = tmp_path.rglob("*.json")
+    file.write_text("{")
+    assert stored_null_spectrum((20, 31), folder) == made
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (64, 128), (300, 40)])
