@@ -46,10 +46,6 @@ class Checkpoint:
         """The local path or URI."""
         return self.folder.uri
 
-    @property
-    def directory(self) -> Path:
-        return Path(self.where)
-
     def names(self) -> list[str]:
         """The names of all tensors, sorted."""
         return sorted(self._files)
@@ -251,12 +247,3 @@ def content_hash(tensor: torch.Tensor) -> str:
 def raw_bytes(tensor: torch.Tensor) -> memoryview:
     """The values of a CPU tensor in C order as bytes, without a copy where it is contiguous."""
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-def __getattr__(name: str) -> Any:
-    # Transition: moved to checkpoint_writer.
-    if name in ("COMPANIONS", "copy_companions", "copy_model", "write_checkpoint"):
-        from rlheals_ray.models import checkpoint_writer
-
-        return getattr(checkpoint_writer, name)
-    raise AttributeError(name)
