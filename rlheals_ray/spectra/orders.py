@@ -141,7 +141,10 @@ class Model:
     def shard(self, matrix: str) -> str:
         """The name under which a matrix lies in its pieces: that of the stored tensor, where it is the whole of it."""
         tensor, rows = self.matrices.place(matrix)
-        return tensor if rows.stop - rows.start == self.matrices.checkpoint.shape(tensor)[0] else matrix
+        if rows.stop - rows.start == self.matrices.checkpoint.shape(tensor)[0]:
+            return tensor
+        # Brackets in the name of a file are patterns to some filesystems.
+        return matrix.replace("[", ".").removesuffix("]")
 
     def touched(self, matrices: Iterable[str]) -> dict[str, list[str]]:
         """The stored tensors that hold these matrices, each with those it holds."""

@@ -58,6 +58,13 @@ def contents(directory: Path) -> dict[str, torch.Tensor]:
     return {name: checkpoint.tensor(name) for name in checkpoint.names()}
 
 
+def files(directory: Path) -> dict[Path, tuple[int, int]]:
+    """Every file below, with what changes when it is written again."""
+    return {
+        path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in directory.rglob("*") if path.is_file()
+    }
+
+
 def test_ray_writes_what_one_process_writes_and_each_matrix_once(
     ray_cluster: None, edit: Edit, tmp_path: Path
 ) -> None:
@@ -72,14 +79,14 @@ def test_ray_writes_what_one_process_writes_and_each_matrix_once(
         assert first.keys() == second.keys() == SHAPES.keys()
         assert all(torch.equal(first[name], second[name]) for name in first)
         assert (Path(other.out) / "provenance.json").read_bytes() == b"{}"
-    made = {path: path.stat().st_mtime_ns for path in pieces.rglob("*.safetensors")}
+    made = files(pieces)
     linked = {path for order in together for path in Path(order.out).glob("*.safetensors")}
     assert {os.stat(path).st_ino for path in linked} <= {os.stat(path).st_ino for path in made}
     # 11 matrices that differ: 2 k × 4 kinds, the swap, two modes, the recipient's own; one that does not; the rest.
     assert len(made) == 11 * 12 + 1 + 1
     again = run_edits(grid(edit, tmp_path / "again"), factors, str(pieces), concurrency=2, num_cpus=0.25)
     assert again == expected
-    assert {path: path.stat().st_mtime_ns for path in pieces.rglob("*.*")} == made
+    assert files(pieces) == made
 
 
 def test_wrong_input_is_named_before_anything_is_written(
