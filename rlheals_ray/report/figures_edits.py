@@ -114,11 +114,11 @@ def edit(group: EditGroup, index: int) -> Figure:
     return Figure(f"edit-{index}", group.label[0].upper() + group.label[1:], figure, caption)
 
 
-def along(groups: Sequence[EditGroup], varied: str) -> Figure | None:
+def along(groups: Sequence[EditGroup], varied: str, explain: bool = True) -> Figure | None:
     """Accuracy of edits and controls along one axis of the grid, with projection and residual beside it.
 
     One view for each family of edits that differ in `varied` alone, `MOST_VIEWS` at most. None where no two
-    edits differ so.
+    edits differ so. `explain`: whether the caption says what every mark is.
     """
     families = rows_along(groups, varied)
     if not families:
@@ -133,12 +133,16 @@ def along(groups: Sequence[EditGroup], varied: str) -> Figure | None:
         cut = f" {MOST_VIEWS} of {len(families)} families are drawn, the longest first; edits.parquet holds all."
     caption = (
         "<b>Look at</b> whether the edit (orange) stands above its controls and how it moves from the recipient "
-        "(grey line) to the donor (blue line). Controls belong to the same point: the plain weight swap of the "
-        "same matrices, interpolation with the edit’s ‖ΔW‖, a random rotation of the edit’s angle and a random "
-        "change of its norm. Bars: 95 % Wilson intervals over problems, averaged over seeds. Right: how much of "
-        "donor − recipient the edit puts in (projection, solid) and how much it does besides (residual, dashed)."
-        f"{cut}"
+        "(grey line) to the donor (blue line). "
     )
+    if explain:
+        caption += (
+            "Controls belong to the same point: the plain weight swap of the same matrices, interpolation with the "
+            "edit’s ‖ΔW‖, a random rotation of the edit’s angle and a random change of its norm. Bars: 95 % Wilson "
+            "intervals over problems, averaged over seeds. Right: how much of donor − recipient the edit puts in "
+            "(projection, filled) and how much it does besides (residual, dashed, open)."
+        )
+    caption += cut
     keys = [Key(words, colour, DASHES.get(kind, "solid")) for kind, words, colour in BARS if kind in kinds]
     return switched(f"edits-{varied}", title, plots, caption, keys=keys)
 
@@ -157,6 +161,7 @@ def _family(family: EditSeries, x: str) -> go.Figure:
         narrowest=330,
     )
     dose = family.axis == "t"
+    ordered = family.axis in ("t", "k")
     spots = [group.t if dose else float(i) for i, group in enumerate(family.groups)]
     gap = (max(spots) - min(spots)) / max(1, len(spots) - 1) * 0.06
     for index, rule in enumerate(("ood", "id")):
@@ -174,9 +179,10 @@ def _family(family: EditSeries, x: str) -> go.Figure:
             ]
             if kind == "edit" and dose and points and (start := family.groups[0].bars[rule].get("recipient")):
                 points = [(0.0, start), *points]
-            figure.add_trace(_with_intervals(points, kind, words, colour, place))
+            trace = _with_intervals(points, kind, words, colour, place)
+            figure.add_trace(trace if ordered else trace.update(mode="markers"))
     for name, dash in (("projection", "solid"), ("residual", "dash")):
-        for kind, words, colour in BARS[2:]:
+        for kind, words, colour in reversed(BARS[2:]):  # the edit last, on top
             shown = [
                 (spot, value)
                 for spot, group in zip(spots, family.groups, strict=True)
@@ -188,9 +194,13 @@ def _family(family: EditSeries, x: str) -> go.Figure:
                 go.Scatter(
                     x=[spot for spot, _ in shown],
                     y=[short(value) for _, value in shown],
-                    mode="lines+markers",
-                    line={"color": colour, "width": 2.5 if kind == "edit" else 1.5, "dash": dash},
-                    marker={"size": 7, "color": colour, "symbol": SYMBOLS[kind]},
+                    mode="lines+markers" if ordered else "markers",
+                    line={"color": colour, "width": 2 if kind == "edit" else 4, "dash": dash},
+                    marker={
+                        "size": 7 if kind == "edit" else 11,
+                        "color": colour,
+                        "symbol": SYMBOLS[kind] if name == "projection" else f"{SYMBOLS[kind]}-open",
+                    },
                     hovertemplate=f"{words}: {name} %{{y:.3f}}<extra></extra>",
                     xaxis="x3",
                     yaxis="y3",

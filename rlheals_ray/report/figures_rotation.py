@@ -135,10 +135,11 @@ def _null_line(figure: go.Figure, index: int, null: float, largest: float) -> No
             **refs,
         )
     figure.add_annotation(
-        x=1,
+        x=0 if not near else 1,
         y=null if near else 1,
         **(refs if near else {**refs, "yref": f"y{axis(index)} domain"}),
-        xanchor="right",
+        xanchor="right" if near else "left",
+        xshift=0 if near else 6,
         yanchor="bottom" if near else "top",
         text=f"random subspaces: {null:.0f}°" + ("" if near else ", off the scale"),
         showarrow=False,

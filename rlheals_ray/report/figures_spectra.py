@@ -120,9 +120,15 @@ def _plot(
         figure.update_layout(
             {
                 f"xaxis{axis(index)}": {"type": "log", "dtick": 1},
-                f"yaxis{axis(index)}": {}
-                if relative
-                else {"type": "log", "nticks": 5, "exponentformat": "power"},
+                f"yaxis{axis(index)}": {} if relative else _log_axis(spectra[role]),
             }
         )
     return figure
+
+
+def _log_axis(lines: Mapping[str, Spectrum]) -> dict[str, object]:
+    """Ticks at 1, 2 and 5 of each decade where there are few decades, at 1 alone where there are many."""
+    values = [sigma for line in lines.values() for sigma in line.values() if sigma > 0]
+    digits = (1, 2, 5) if values and max(values) < 300 * min(values) else (1,)
+    ticks = [digit * 10.0**power for power in range(-9, 7) for digit in digits]
+    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from rlheals_ray.report.comparisons import Comparison, Comparisons, checkpoint_label
 from rlheals_ray.report.figures import (
+    GREEN,
     GREY,
     PURPLE,
     RL_ORANGE,
@@ -125,7 +126,7 @@ def drift_and_rotation(comparisons: Comparisons) -> Figure | None:
                     x=noise,
                     y=labels,
                     mode="markers",
-                    marker={"symbol": "line-ns-open", "size": 16, "color": PURPLE, "line": {"width": 3}},
+                    marker={"symbol": "line-ns-open", "size": 14, "color": GREEN, "line": {"width": 3}},
                     hovertemplate="noise of equal norm: %{x:.2f}°<extra></extra>",
                     **place,
                 )
@@ -149,7 +150,7 @@ def drift_and_rotation(comparisons: Comparisons) -> Figure | None:
             {
                 f"xaxis{suffix}": {"title": {"text": unit}, "range": [0, reach]},
                 f"yaxis{suffix}": {
-                    "autorange": "reversed",
+                    "range": [len(labels) - 0.4, -0.6],
                     "type": "category",
                     "showgrid": False,
                     "automargin": True,
@@ -169,7 +170,7 @@ def drift_and_rotation(comparisons: Comparisons) -> Figure | None:
     )
     keys = [Key(kind, colour) for kind, colour in colours.items() if any(p.kind == kind for p in shown)]
     keys += [Key("null angle", GREY, "dash")] if any(p.null is not None for p in shown) else []
-    keys += [Key("noise of equal ‖ΔW‖", PURPLE, "dot")] if any(p.noise is not None for p in shown) else []
+    keys += [Key("noise of equal ‖ΔW‖", GREEN)] if any(p.noise is not None for p in shown) else []
     return Figure("spectra", "Every pair of checkpoints", figure, caption, keys)
 
 

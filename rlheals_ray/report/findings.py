@@ -10,6 +10,8 @@ from statistics import fmean
 
 import pyarrow as pa
 
+from rlheals_ray.report.findings_edits import edit_findings
+from rlheals_ray.report.findings_predictors import predictor_findings
 from rlheals_ray.report.findings_recovery import control_findings, healing_cells, recovery_findings
 from rlheals_ray.report.findings_weights import weight_findings
 from rlheals_ray.report.results import Accuracies, Peak, Tables, conform, of_variant, ood_peak, variants
@@ -32,6 +34,8 @@ def findings_of(tables: Tables, clusters: Mapping[str, str] | None = None) -> li
         *recovery_findings(healing_cells(main["boundary"]), accuracies),
         *_losses(main["sft"], peak),
         *weight_findings(main, accuracies),
+        *edit_findings(main, accuracies, clusters),
+        *predictor_findings(main["predictors"]),
         *control_findings(main["scores"], accuracies),
         *_seeds(accuracies),
     ]

@@ -1,67 +1,148 @@
-"""What spectra and edits show: drift against rotation, rotation back to the peak, the swap control."""
+"""What spectra show: drift against rotation, rotation against noise, back to the peak, and RL's update beside SFT's."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from math import degrees
 from statistics import fmean
 
 import pyarrow as pa
 
-from rlheals_ray.report.edits import Bar, EditGroup, edit_groups
-from rlheals_ray.report.results import Accuracies, Tables
-from rlheals_ray.report.weights import angle, pair_of, turns_to_peak
-from rlheals_ray.report.words import Finding, listed, number
+from rlheals_ray.evaluation.predictors import middle_k
+from rlheals_ray.report.comparisons import Comparison, Comparisons
+from rlheals_ray.report.results import Accuracies, Tables, seed_interval
+from rlheals_ray.report.weights import turns_to_peak
+from rlheals_ray.report.words import Finding
 
 UNCHANGED = 0.05
 """A change of angle within this share of the angle itself is called no change."""
-
-BESIDE = {
-    "recipient": "recipient",
-    "donor": "donor",
-    "interpolation": "interpolation at equal norm",
-    "random_angle": "random rotation of equal angle",
-    "random_norm": "random rotation of equal norm",
-}
+BEYOND = 1.1
+"""Angles beyond so many times those of noise are called systematic; below the inverse, less than noise."""
 
 
 def weight_findings(tables: Tables, accuracies: Accuracies) -> list[Finding]:
-    """Findings on spectra and edits; empty where neither ran."""
+    """Findings on spectra and updates; empty where neither was measured."""
+    comparisons = Comparisons(tables["spectra"])
     return [
-        *_drift(tables["spectra"]),
+        *_drift(comparisons),
+        *_noise(comparisons),
+        *_random(tables["spectra"]),
         *_toward(tables["spectra"], accuracies),
-        *(_edit(group) for group in edit_groups(tables, accuracies) if "edit" in group.bars["ood"]),
+        *_undoes(tables["updates"]),
     ]
 
 
-def _drift(spectra: pa.Table) -> list[Finding]:
+def _trunk(members: Sequence[Comparison]) -> list[Comparison]:
+    """Pairs of SFT checkpoints, the base left out."""
+    return [
+        one
+        for one in members
+        if all(one.places)
+        and all(p.seed is not None and p.sft_step and not p.rl_step for p in one.places if p)
+    ]
+
+
+def _own(members: Sequence[Comparison]) -> list[Comparison]:
+    """Branches from their own start to their end."""
+    return [
+        one
+        for one in members
+        if (a := one.places[0]) and (b := one.places[1]) and not a.rl_step < 0 and b.rl_step > a.rl_step == 0
+        and a.seed is not None and a.sft_step == b.sft_step
+    ]  # fmt: skip
+
+
+def _drift(comparisons: Comparisons) -> list[Finding]:
     """Both in one unit: the relative change of S and the angle in radians (the relative turn of a unit
     vector). The claim needs an angle of twice the drift; an angle below the drift contradicts it. Pairs of
-    SFT checkpoints speak, the base left out, where there are any."""
-    measured = [r for r in spectra.to_pylist() if r["drift_mean"] is not None and angle(r) is not None]
-    trunk = [r for r in measured if (pair := pair_of(r)) and pair[0].sft_step and not pair[1].rl_step]
+    SFT checkpoints speak, the base left out, where there are any; over all k."""
+    measured = [one for one in comparisons.means() if one.measures["drift_mean"] is not None and one.angle()]
+    trunk = _trunk(measured)
     chosen = trunk or measured
     if not chosen:
         return []
-    drift, turned = fmean(r["drift_mean"] for r in chosen), fmean(angle(r) or 0.0 for r in chosen)
+    drift, turned = fmean(one.measures["drift_mean"] or 0.0 for one in chosen), fmean(_angles(chosen))
     if turned >= 2 * drift:
         text, shown = "Weights rotate more than their singular values drift", True
     elif turned <= drift:
         text, shown = "Singular values drift at least as much as their vectors rotate", False
     else:
         text, shown = "Drift and rotation are of like size", None
-    null = [r["null_angle"] for r in chosen if r["null_angle"] is not None]
+    null = [value for one in chosen if (value := one.null()) is not None]
     chance = f" (random subspaces of the same sizes: {degrees(fmean(null)):.0f}°)" if null else ""
+    drifts = _over_seeds(chosen, lambda one: 100 * (one.measures["drift_mean"] or 0.0), ".1f")
+    angles = _over_seeds(chosen, lambda one: degrees(one.angle() or 0.0), ".1f")
     text += (
         f": {'between SFT checkpoints' if trunk else 'over all pairs'}, singular values change by "
-        f"{100 * drift:.1f} % on average, singular subspaces turn by {degrees(turned):.1f}° or {turned:.3f} "
-        f"rad{chance}."
+        f"{100 * drift:.1f} %{drifts} on average, singular subspaces turn by {degrees(turned):.1f}°{angles} or "
+        f"{turned:.3f} rad{chance}."
     )
-    found = [Finding("rotation", text, shown)]
-    random = sum(bool(row["looks_random"]) for row in chosen)
-    if random:
-        text = f"{random} of {len(chosen)} spectra look like a random matrix's: their angles mean little."
-        found.append(Finding("looks_random", text, None))
-    return found
+    return [Finding("rotation", text, shown)]
+
+
+def _noise(comparisons: Comparisons) -> list[Finding]:
+    """The ratio of the mean angle to that of Gaussian noise of the same ‖ΔW‖, at the middle k; `BEYOND` decides."""
+    every = [o for o in comparisons.means(k=comparisons.k) if o.angle() is not None and o.noise()]
+    trunk, own = _trunk(every), _own(every)
+    parts = (
+        {"between SFT checkpoints": trunk, "in RL from its own start": own}
+        if trunk or own
+        else {"over all pairs": every}
+    )
+    told, ratios = [], []
+    for where, members in parts.items():
+        if members:
+            ratio = fmean(_angles(members)) / fmean(one.noise() or 0.0 for one in members)
+            over = _over_seeds(members, lambda one: (one.angle() or 0.0) / (one.noise() or 1.0), ".1f")
+            told.append(f"{ratio:.1f} times{over} {where}")
+            ratios.append(ratio)
+    if not ratios:
+        return []
+    what = "the angle that Gaussian noise of the same ‖ΔW‖ makes"
+    if min(ratios) >= BEYOND:
+        text, shown = f"Rotation goes beyond noise: {' and '.join(told)} {what}", True
+    elif max(ratios) <= 1 / BEYOND:
+        text = f"The leading subspaces turn less than noise would turn them: {' and '.join(told)} {what}"
+        shown = False
+    else:
+        text = f"Rotation cannot be told from noise throughout: it is {' and '.join(told)} {what}"
+        shown = None
+    top = f" (top-{comparisons.k} subspaces)" if comparisons.k else ""
+    return [Finding("beyond_noise", f"{text}{top}.", shown)]
+
+
+def _angles(members: Iterable[Comparison]) -> list[float]:
+    return [one.angle() or 0.0 for one in members]
+
+
+def _over_seeds(members: Sequence[Comparison], value: Callable[[Comparison], float], digits: str) -> str:
+    """` [1.8, 2.2]`: Student's 95 % interval of the seeds' own means; nothing for one seed."""
+    seeds: dict[int | None, list[float]] = {}
+    for one in members:
+        seeds.setdefault(one.seed, []).append(value(one))
+    low, high = seed_interval(fmean(values) for values in seeds.values())
+    return "" if low is None or high is None else f" [{low:{digits}}, {high:{digits}}]"
+
+
+def _random(spectra: pa.Table) -> list[Finding]:
+    """How many distinct spectra (pairs and matrices) are flagged, with the power of the test that flags them."""
+    seen: dict[tuple[object, ...], tuple[bool, float | None]] = {}
+    columns = ["seed", "a", "b", "matrix", "looks_random", "random_power"]
+    for row in spectra.select(columns).to_pylist():
+        if row["looks_random"] is not None:
+            key = (row["seed"], row["a"], row["b"], row["matrix"])
+            seen[key] = (row["looks_random"], row["random_power"])
+    flagged = sum(random for random, _ in seen.values())
+    if not flagged:
+        return []
+    text = f"{flagged} of {len(seen)} compared matrices have a spectrum like a random one’s: their angles mean little."
+    powers = [power for random, power in seen.values() if random and power is not None]
+    if powers:
+        text += (
+            f" The test calls 99 % of Gaussian matrices random; one planted direction undoes that in "
+            f"{100 * fmean(powers):.0f} % of cases (its power, mean over these sizes)."
+        )
+    return [Finding("looks_random", text, None)]
 
 
 def _toward(spectra: pa.Table, accuracies: Accuracies) -> list[Finding]:
@@ -81,35 +162,22 @@ def _toward(spectra: pa.Table, accuracies: Accuracies) -> list[Finding]:
     return [Finding("rotates_back", text, False)]
 
 
-def _edit(group: EditGroup) -> Finding:
-    """An edit restores when its interval stands above the recipient's; it shows more than a weight swap
-    when its interval stands above the swap's. Only both together are evidence for directions as such."""
-    bars = group.bars["ood"]
-    edit, start, swap = bars["edit"], bars.get("recipient"), bars.get("weight_swap")
-    verb = "gives OOD accuracy"
-    if start is not None:
-        verb = "raises OOD accuracy to" if _above(edit, start) else "does not raise OOD accuracy:"
-    beside = listed(f"{words} {number(bars[name].value)}" for name, words in BESIDE.items() if name in bars)
-    text = f"The edit ({group.label}) {verb} {number(edit.value)}; {beside}."
-    if swap is None:
-        text += " Its plain weight swap was not scored, so this is no evidence on directions."
-        shown = None
-    elif _above(edit, swap):
-        text += f" It does more than the plain weight swap of the same matrices, {number(swap.value)}."
-        shown = start is None or _above(edit, start)
-    else:
-        less = "less than" if _above(swap, edit) else "no more than"
-        text += (
-            f" It does {less} the plain weight swap of the same matrices, {number(swap.value)}, so it says "
-            "nothing about directions that the swap does not."
-        )
-        shown = False
-    if group.projection is not None:
-        rest = "" if group.residual is None else f", residual {group.residual:.2f}"
-        text += f" It goes {100 * group.projection:.0f} % of the way to the donor{rest}."
-    return Finding("edit", text, shown)
-
-
-def _above(a: Bar, b: Bar) -> bool:
-    """Whether the interval of `a` stands wholly above that of `b`."""
-    return (a.value if a.low is None else a.low) > (b.value if b.high is None else b.high)
+def _undoes(updates: pa.Table) -> list[Finding]:
+    """By the cosine of RL's update with SFT's since the OOD peak: below 0 in every seed, RL goes against it."""
+    rows = [r for r in updates.to_pylist() if r["cosine"] is not None and r["a"] not in (None, "base")]
+    k = middle_k(rows)
+    seeds: dict[int | None, list[float]] = {}
+    for row in rows:
+        if row["k"] == k:
+            seeds.setdefault(row["seed"], []).append(row["cosine"])
+    if not seeds:
+        return []
+    means = [fmean(values) for values in seeds.values()]
+    low, high = seed_interval(means)
+    over = "" if low is None or high is None else f" [{low:+.2f}, {high:+.2f}] over seeds"
+    told = (
+        f"the cosine of the two updates, ΔW of SFT from the peak and ΔW of RL, is {fmean(means):+.2f}{over}"
+    )
+    if max(means) < 0 and (high is None or high < 0):
+        return [Finding("undoes", f"RL goes against what SFT did past the OOD peak: {told}.", True)]
+    return [Finding("undoes", f"RL does not undo what SFT did past the OOD peak: {told}.", False)]

@@ -17,6 +17,7 @@ from rlheals_ray.report import (
 )
 from rlheals_ray.report.comparisons import Comparisons, best_start
 from rlheals_ray.report.edits import AXES, edit_groups
+from rlheals_ray.report.figures import Figure
 from rlheals_ray.report.layout import Section, Table
 from rlheals_ray.report.results import Accuracies, Tables
 
@@ -69,7 +70,10 @@ def edits_section(tables: Tables, accuracies: Accuracies) -> Section:
     if not groups:
         section.missing.append("the edits table (edits.parquet) holds no scored edit.")
         return section
-    along = [figure for axis in AXES if (figure := figures_edits.along(groups, axis))]
+    along: list[Figure] = []
+    for axis in AXES:
+        if figure := figures_edits.along(groups, axis, explain=not along):
+            along.append(figure)
     section.figures += along
     for index, group in enumerate(groups[:MOST_EDITS]):
         section.figures.append(replace(figures_edits.edit(group, index), folded=bool(along)))

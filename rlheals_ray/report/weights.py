@@ -37,7 +37,8 @@ def turns_to_peak(spectra: pa.Table, accuracies: Accuracies) -> list[Turn]:
     seed, matrix and k. Needs the pairs (peak, SFT step) and (peak, RL from it); steps up to the peak,
     where nothing was lost yet, are left out."""
     angles: dict[tuple[Place, Place], dict[tuple[str, int], float]] = {}
-    for row in spectra.to_pylist():
+    columns = ["seed", "a", "b", "matrix", "k", "angle_u_mean", "angle_v_mean"]
+    for row in spectra.select(columns).to_pylist():
         pair, value = pair_of(row), angle(row)
         if pair and value is not None:
             seed = row["seed"] if row["seed"] is not None else pair[1].seed

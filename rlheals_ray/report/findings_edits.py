@@ -1,0 +1,161 @@
+"""What edits show: whether they restore OOD accuracy, and whether more than their controls do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from rlheals_ray.report.edits import CONTROL_KINDS, Bar, EditGroup, EditSeries, edit_groups, rows_along
+from rlheals_ray.report.paired import Difference, Paired
+from rlheals_ray.report.results import Accuracies, Tables
+from rlheals_ray.report.words import Finding, interval, listed, number
+
+FEW = 3
+"""Up to so many edits are told one by one; of more, the best one and how many do what."""
+WORDS = {
+    "weight_swap": "the plain weight swap",
+    "interpolation": "interpolation at equal ‖ΔW‖",
+    "random_angle": "a random rotation of equal angle",
+    "random_norm": "a random change of equal norm",
+}
+
+
+def edit_findings(
+    tables: Tables, accuracies: Accuracies, clusters: Mapping[str, str] | None = None
+) -> list[Finding]:
+    """Findings on the edits; empty where none was scored under the OOD rule."""
+    groups = [group for group in edit_groups(tables, accuracies) if "edit" in group.bars["ood"]]
+    if not groups:
+        return []
+    names = {name for group in groups for by_seed in group.checkpoints.values() for name in by_seed.values()}
+    paired = Paired(tables["episodes"], names, clusters)
+    if len(groups) <= FEW:
+        told = [_edit(group, paired) for group in groups]
+    else:
+        best = max(groups, key=lambda group: group.bars["ood"]["edit"].value)
+        told = [_edit(best, paired, of=len(groups)), _counts(groups, paired)]
+    return [*told, *(_dose(family) for family in rows_along(groups, "t")[:FEW])]
+
+
+def _compared(group: EditGroup, kind: str, paired: Paired) -> Difference | None:
+    """The edit minus a control, recipient or donor, seed by seed on the same problems; None where not known."""
+    mine, others = group.checkpoints.get("edit", {}), group.checkpoints.get(kind, {})
+    return paired.difference((mine[seed], others[seed]) for seed in mine if seed in others)
+
+
+def sign_against(group: EditGroup, kind: str, paired: Paired) -> int | None:
+    """1 or −1 where the edit is above or below, else 0; None where there is nothing to compare with.
+
+    By the paired interval where both were probed problem by problem, else by whether intervals stand apart.
+    """
+    bars = group.bars["ood"]
+    if kind not in bars:
+        return None
+    difference = _compared(group, kind, paired)
+    if difference is not None:
+        return difference.sign
+    return 1 if _above(bars["edit"], bars[kind]) else -1 if _above(bars[kind], bars["edit"]) else 0
+
+
+def _edit(group: EditGroup, paired: Paired, of: int = 1) -> Finding:
+    """An edit restores when it stands above the recipient. It speaks of directions only when it also stands above
+    the plain weight swap and every other control that ran: all of them together are what the claim needs."""
+    bars = group.bars["ood"]
+    edit, start, swap = bars["edit"], bars.get("recipient"), bars.get("weight_swap")
+    raised = sign_against(group, "recipient", paired)
+    verb = "gives OOD accuracy"
+    if start is not None:
+        verb = "raises OOD accuracy to" if raised == 1 else "does not raise OOD accuracy:"
+    name = f"The edit ({group.label})"
+    if of > 1:
+        name = f"The best of {of} edits ({group.label}; chosen on the same problems, which flatters it)"
+    ends = [f"{end} {number(bars[end].value)}" for end in ("recipient", "donor") if end in bars]
+    text = f"{name} {verb} {number(edit.value)}{interval(edit.low, edit.high)}"
+    text += f"; {listed(ends)}." if ends else "."
+    shown: bool | None
+    signs = {kind: sign_against(group, kind, paired) for kind in CONTROL_KINDS}
+    against = signs["weight_swap"]
+    if swap is None:
+        text += " Its plain weight swap was not scored, so this is no evidence on directions."
+        shown = None
+    elif against == 1:
+        text += f" It does more than the plain weight swap of the same matrices, {number(swap.value)}"
+        text += f"{_by(group, 'weight_swap', paired)}."
+        shown = (start is None or raised == 1) and all(sign in (None, 1) for sign in signs.values())
+    else:
+        less = "less than" if against == -1 else "no more than"
+        text += (
+            f" It does {less} the plain weight swap of the same matrices, {number(swap.value)}"
+            f"{_by(group, 'weight_swap', paired)}, so it says nothing about directions that the swap does not."
+        )
+        shown = False
+    others = [
+        f"{ {1: 'more than', 0: 'no more than', -1: 'less than'}[sign] } {WORDS[kind]}, "
+        f"{number(bars[kind].value)}{_by(group, kind, paired)}"
+        for kind in CONTROL_KINDS[1:]
+        if (sign := signs[kind]) is not None
+    ]
+    if others:
+        text += f" It does {listed(others)}."
+    if group.projection is not None:
+        rest = "" if group.residual is None else f", residual {group.residual:.2f}"
+        text += f" It goes {100 * group.projection:.0f} % of the way to the donor{rest}."
+    return Finding("edit", text, shown)
+
+
+def _by(group: EditGroup, kind: str, paired: Paired) -> str:
+    difference = _compared(group, kind, paired)
+    if difference is None:
+        return ""
+    return f" ({number(difference.value, signed=True)}{interval(difference.low, difference.high)})"
+
+
+def _counts(groups: Sequence[EditGroup], paired: Paired) -> Finding:
+    """Shown when some edit stands above the recipient and all of the controls that ran with it."""
+    signs = [
+        {kind: sign_against(group, kind, paired) for kind in ("recipient", *CONTROL_KINDS)}
+        for group in groups
+    ]
+    parts = []
+    for kind, words in {"recipient": "the recipient", **WORDS}.items():
+        known = [mine[kind] for mine in signs if mine[kind] is not None]
+        if known:
+            below = f" (below it: {sum(sign == -1 for sign in known)})" if kind != "recipient" else ""
+            parts.append(f"above {words} in {sum(sign == 1 for sign in known)} of {len(known)}{below}")
+    all_of_them = sum(
+        mine["weight_swap"] is not None and all(sign in (None, 1) for sign in mine.values()) for mine in signs
+    )
+    text = (
+        f"Of {len(groups)} edits, OOD accuracy stands {listed(parts)}; above all of these at once: {all_of_them}. "
+        "95 % intervals, not adjusted for their number."
+    )
+    return Finding("edits", text, all_of_them > 0)
+
+
+def _dose(family: EditSeries) -> Finding:
+    """Shown when accuracy never falls along t and ends above where it began, intervals apart."""
+    points = [(group.t, group.bars["ood"]["edit"]) for group in family.groups]
+    start = family.groups[0].bars["ood"].get("recipient")
+    if start is not None:
+        points = [(0.0, start), *points]
+    values = [bar.value for _, bar in points]
+    rising = all(later >= earlier for earlier, later in pairwise(values))
+    gained = _above(points[-1][1], points[0][1])
+    curve = ", ".join(f"{number(bar.value)} at t = {t:g}" for t, bar in points)
+    what = family.groups[0].label.replace(f", t = {family.groups[0].t:g}", "")
+    if rising and gained:
+        text = f"Turning further restores more: OOD accuracy rises with t ({what}): {curve}."
+    elif gained:
+        text = f"Turning restores OOD accuracy, but not in proportion: {curve} ({what})."
+    else:
+        text = f"Turning does not restore OOD accuracy: {curve} ({what})."
+    same = [group.bars["ood"].get("interpolation") for group in family.groups]
+    if all(same):
+        beside = listed(number(bar.value) for bar in same if bar)
+        text += f" Interpolation at the same norms: {beside}."
+    return Finding("dose", text, gained and rising)
+
+
+def _above(a: Bar, b: Bar) -> bool:
+    """Whether the interval of `a` stands wholly above that of `b`."""
+    return (a.value if a.low is None else a.low) > (b.value if b.high is None else b.high)
