@@ -89,6 +89,10 @@ def _run(parsed: argparse.Namespace) -> int:
     if parsed.workers is not None and parsed.workers < 1:
         raise InputError(f"--workers (got {parsed.workers}) must be at least 1.")
     contents = {side: model.fingerprint() for side, model in models.items()}
+    if contents["donor"] == contents["recipient"]:
+        raise InputError(
+            f"--donor (got {parsed.donor!r}) holds the weights of the --recipient; name two that differ."
+        )
     orders = [
         Order(edit, out.child(name).uri, {PROVENANCE: _provenance(edit, contents)})
         for name, edit in edits.items()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from rlheals_ray import tables
 from rlheals_ray.config import InputError
 from rlheals_ray.models.checkpoint import Checkpoint
 from rlheals_ray.spectra.ablation import Order, run_edits
@@ -55,7 +59,7 @@ def grid(edit: Edit, out: Path) -> list[Order]:
 def contents(directory: Path) -> dict[str, torch.Tensor]:
     checkpoint = Checkpoint(directory)
     checkpoint.check()
-    return {name: checkpoint.tensor(name) for name in checkpoint.names()}
+    return {name: checkpoint.tensor(name).clone() for name in checkpoint.names()}
 
 
 def files(directory: Path) -> dict[Path, tuple[int, int]]:
@@ -108,3 +112,57 @@ def test_wrong_input_is_named_before_anything_is_written(
             )
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "bad").exists() and not (tmp_path / "good").exists()
+
+
+def command(edit: Edit, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    job = Path(__file__).parents[2] / "jobs" / "edit.py"
+    paths = ("--donor", edit.donor_directory, "--recipient", edit.recipient_directory, "--out", str(out))
+    how = ("--roles", "q,k,down", "--layers", "0-1", "--workers", "2")
+    return subprocess.run(
+        [sys.executable, str(job), *paths, *how, *more], capture_output=True, text=True, timeout=200
+    )
+
+
+def test_the_command_writes_edits_with_their_controls_and_a_table(edit: Edit, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = command(edit, out, "--k", "4,0.25")
+    assert first.returncode == 0, first.stderr
+    table = pq.read_table(out / "tables" / "edits.parquet")
+    assert table.schema == tables.EDITS
+    rows = table.to_pylist()
+    assert [row["kind"] for row in rows] == list(KINDS) * 2
+    assert len({row["group"] for row in rows}) == 2 and len({row["edit"] for row in rows}) == 9
+    assert {(row["k"], row["k_fraction"]) for row in rows} == {(4, None), (None, 0.25)}
+    assert {row["acc_1"] for row in rows} == {None} and rows[0]["layers"] == [0, 1]
+    (expected,) = run_edits(
+        [Order(replace(edit, k=4, layers=(0, 1)), str(tmp_path / "alone"))],
+        str(tmp_path / "f"),
+        str(tmp_path / "p"),
+        0,
+    )
+    assert isinstance(expected, EditReport)
+    assert (rows[0]["projection"], rows[0]["smallest"]) == (expected.projection, expected.smallest)
+    assert rows[0]["edit"] in first.stdout and f"{expected.projection:.4f}" in first.stdout
+    written, alone = contents(out / rows[0]["edit"]), contents(tmp_path / "alone")
+    assert all(torch.equal(written[name], alone[name]) for name in alone)
+    assert sorted(p.name for p in out.iterdir() if p.is_dir() and not (p / "config.json").exists()) == [
+        "factors",
+        "tables",
+    ]
+    before = files(out)
+    again = command(edit, out, "--k", "4,0.25")
+    assert (again.returncode, again.stdout) == (0, first.stdout), again.stderr
+    table_file = out / "tables" / "edits.parquet"
+    assert {p: w for p, w in files(out).items() if p != table_file} == {
+        p: w for p, w in before.items() if p != table_file
+    }
+
+
+def test_the_command_leaves_nothing_of_a_diverged_checkpoint(edit: Edit, tmp_path: Path) -> None:
+    tensors = contents(Path(edit.donor_directory))
+    tensors["model.layers.1.mlp.down_proj.weight"][0, 0] = float("inf")
+    (tmp_path / "diverged").mkdir()
+    save_file(tensors, tmp_path / "diverged" / "model.safetensors")
+    failed = command(replace(edit, donor_directory=str(tmp_path / "diverged")), tmp_path / "out", "--k", "4")
+    assert failed.returncode == 2 and "holds NaN or Inf" in failed.stderr and "Traceback" not in failed.stderr
+    assert not (tmp_path / "out").exists()

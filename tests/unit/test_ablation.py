@@ -89,7 +89,7 @@ def test_of_a_fused_matrix_only_the_rows_of_the_role_change(edit: Edit, tmp_path
     for layer in range(LAYERS):
         name = f"model.layers.{layer}.self_attn.qkv_proj.weight"
         assert torch.equal(before[name][8:], after[name][8:]), "k and v are not edited"
-        expected = recombine(*(decompose(side.tensor(f"{name}[q]")) for side in (own, donor)), k=2)
+        expected = recombine(decompose(own.tensor(f"{name}[q]")), decompose(donor.tensor(f"{name}[q]")), k=2)
         torch.testing.assert_close(after[name][:8], expected.bfloat16())
 
 
@@ -236,7 +236,7 @@ def test_the_failure_of_one_order_stands_in_its_place(
     def broken(*_: object) -> Iterator[object]:
         raise MemoryError("no room")
 
-    monkeypatch.setitem(recombination.MODES, "orthonormal", broken)  # type: ignore[arg-type]
+    monkeypatch.setitem(recombination.MODES, "orthonormal", broken)
     orthonormal = replace(edit, mode="orthonormal")
     edits = [
         edit,
@@ -274,7 +274,8 @@ assert not any(isinstance(report, str) for report in reports), reports
 def test_killed_at_any_moment_it_resumes_and_shows_no_half_checkpoint(edit: Edit, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = [sys.executable, "-c", WORK, edit.donor_directory, edit.recipient_directory, str(out)]
-    checkpoints, kept = 0, {}
+    checkpoints = 0
+    kept: dict[Path, tuple[int, int]] = {}
     for stage, waited in (("pieces", 120), ("checkpoints", 3), ("checkpoints", 20), ("", 0)):
         process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
