@@ -13,6 +13,8 @@ from rlheals_ray import tables
 from rlheals_ray.config import InputError
 from rlheals_ray.models.checkpoint import Checkpoint
 from rlheals_ray.spectra.compare import Pair, compare, compare_one
+from rlheals_ray.spectra.stock import Workers, stocked
+from rlheals_ray.spectra.updates import Chain, compare_updates
 
 ROLES = ("q", "k", "v", "o", "gate", "up", "down")
 KS = (4, 16, 20)
@@ -118,13 +120,58 @@ def test_a_k_beyond_the_matrix_is_skipped_and_a_frozen_matrix_has_no_ratios(comp
 
 
 def test_each_distinct_matrix_is_stored_once_and_reused(
-    compared: pa.Table, ray_cluster: None, pairs: list[Pair], factors_directory: Path
+    compared: pa.Table, ray_cluster: None, pairs: list[Pair], factors_directory: Path, tmp_path: Path
 ) -> None:
-    stored = {path: path.stat().st_mtime_ns for path in factors_directory.rglob("*.safetensors")}
-    assert len(stored) == 4 * len(SHAPES) - 3, "three copies of the frozen matrix share one file"
-    again = compare(pairs, ROLES, KS, factors_directory, concurrency=2, num_cpus=0.25)
+    stored = modified(factors_directory)
+    factors = [path for path in stored if path.suffix == ".safetensors"]
+    assert len(factors) == 4 * len(SHAPES) - 3, "three copies of the frozen matrix share one file"
+    told: list[int] = []
+    directories = [directory for pair in pairs for directory in (pair.a_directory, pair.b_directory)]
+    stock = stocked(directories, ROLES, factors_directory, Workers(2, 0.25))
+    again = compare(
+        pairs, ROLES, KS, factors_directory, 2, 0.25, results=tmp_path, stock=stock, progress=told.append
+    )
     assert again == compared
-    assert {path: path.stat().st_mtime_ns for path in factors_directory.rglob("*.*")} == stored
+    assert modified(factors_directory) == stored
+    assert sum(told) == len(pairs) * len(SHAPES)
+    parts = modified(tmp_path)
+    assert compare(pairs, ROLES, KS, factors_directory, 2, 0.25, results=tmp_path, stock=stock) == compared
+    assert modified(tmp_path) == parts and len(parts) == len(pairs) * len(SHAPES) - 2, (
+        "frozen thrice, found once"
+    )
+
+    values = stock.singular_values([(0, "step=2", pairs[1].b_directory)])
+    name = "model.layers.1.mlp.down_proj.weight"
+    expected = torch.linalg.svdvals(Checkpoint(pairs[1].b_directory).tensor(name).double())
+    found = [row for row in values.to_pylist() if row["matrix"] == name]
+    assert [row["sigma"] for row in found] == pytest.approx(
+        [float(expected[row["index"] - 1]) for row in found], rel=1e-6
+    )
+
+
+def test_updates_of_a_chain_of_checkpoints(
+    ray_cluster: None, trunk: list[str], factors_directory: Path
+) -> None:
+    chains = [
+        Chain(0, "step=0", "step=1", "step=3", trunk[0], trunk[1], trunk[3]),
+        Chain(0, "step=0", "step=1", "step=0", trunk[0], trunk[1], trunk[0]),
+    ]
+    table = compare_updates(chains, ("q", "k"), (4, 20), factors_directory, 2, 0.25)
+    assert table.schema == tables.UPDATES
+    rows = table.to_pylist()
+    assert [(row["c"], row["role"], row["k"]) for row in rows[:4]] == [
+        ("step=3", "q", 4), ("step=3", "q", 20), ("step=3", "k", 4), ("step=3", "q", 4)
+    ], "k has 16 directions"  # fmt: skip
+    frozen = [row for row in rows if row["matrix"] == "model.layers.0.self_attn.k_proj.weight"]
+    assert {(row["cosine"], row["angle_u_mean"], row["delta_norm_1"]) for row in frozen} == {(None, None, 0)}
+    moved = [row for row in rows if row["cosine"] is not None]
+    onwards, back = ([row for row in moved if row["c"] == c] for c in ("step=3", "step=0"))
+    assert all(abs(row["cosine"]) < 0.2 for row in onwards), "each step is fresh noise"
+    assert all(row["cosine"] == pytest.approx(-1) and row["angle_v_max"] < 1e-6 for row in back)
+
+
+def modified(directory: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()}
 
 
 def test_wrong_input_is_named(
