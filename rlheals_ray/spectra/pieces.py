@@ -19,7 +19,7 @@ from safetensors.torch import load, load_file, save
 from rlheals_ray.folder import Folder
 from rlheals_ray.models.checkpoint import content_hash
 from rlheals_ray.spectra.edit import RECIPIENT, Variant
-from rlheals_ray.spectra.variants import BothFactors, Way, edited_matrices, way_of
+from rlheals_ray.spectra.variants import BothFactors, Way, Ways, edited_matrices
 
 CODE = 1
 """Part of every piece's name: raise it when a variant comes to mean other numbers."""
@@ -63,7 +63,7 @@ def make_pieces(
     recipient, donor: (m, n), one shape. factors: called where a variant needs the factors of both. A variant
     that cannot be made has its exception in its place; the others do not suffer from it.
     """
-    total = way_of(recipient, recipient, donor).donor_donor
+    total = Ways(recipient, donor).donor_donor
     wanted = list(dict.fromkeys(variants))
     if total == 0.0:
         # Nothing to exchange: what edits and controls would write is the recipient, but for rounding.

@@ -121,11 +121,11 @@ class Recombination:
         factors resolve values down to about 3e-4.
         """
         chosen, others = self.blocks(self.count(k))
-        cosine = max(
-            (float(torch.linalg.matrix_norm(overlap[chosen, others], ord=2)) for overlap in self._overlaps)
-            if 0 < k < self.rank
-            else (0.0,)
-        )
+        cosine = 0.0
+        for overlap in self._overlaps if 0 < k < self.rank else ():
+            block = overlap[chosen, others] if 2 * k <= self.rank else overlap[chosen, others].mT
+            # Its largest singular value alone is wanted: the eigenvalues of a small Gram matrix are exact enough.
+            cosine = max(cosine, float(torch.linalg.eigvalsh(block @ block.mT)[-1].clamp_min(0).sqrt()))
         return max(0.0, 1.0 - cosine) ** 0.5
 
     def randomly_turned(
@@ -169,10 +169,10 @@ class Recombination:
 
     @cached_property
     def _overlaps(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """UdᵀU and VdᵀV, (r, r) float64: their blocks hold the cosines for every k."""
+        """UdᵀU and VdᵀV, (r, r) float64: their blocks hold the cosines for every k, to the factors' 1e-7."""
         return (
-            self.donor[0].double().mT @ self.recipient[0].double(),
-            self.donor[2].double() @ self.recipient[2].double().mT,
+            (self.donor[0].mT @ self.recipient[0]).double(),
+            (self.donor[2] @ self.recipient[2].mT).double(),
         )
 
     @cached_property

@@ -21,7 +21,7 @@ from rlheals_ray.spectra.measures import noisy
 from rlheals_ray.spectra.recombination import Recombination
 
 ELEMENTS = 1 << 17
-"""Taken to float64 at a time when sums are formed: they fit a core's cache, and memory does not notice them."""
+"""Taken at a time when sums are formed: they fit a core's cache, and memory does not notice them."""
 
 BothFactors: TypeAlias = Callable[[], tuple[Factors, Factors]]
 """The factors of recipient and donor, read or decomposed when called."""
@@ -65,6 +65,7 @@ def edited_matrices(
     edits known from before, for controls whose edit is not among `variants`; those made here are added.
     """
     lengths = {} if lengths is None else lengths
+    ways = Ways(recipient, donor)
     both = cache(factors)
     edits = sorted((v for v in variants if v.kind == "edit"), key=_shared)
     for (which, mode, part), group in groupby(edits, key=_shared):
@@ -74,7 +75,7 @@ def edited_matrices(
             for point, matrix in pair.edited(list(points), which, mode):
                 variant = points[point]
                 smallest = pair.smallest(variant.k) if variant.mixes else None
-                edited = _edited(matrix, recipient, donor, smallest)
+                edited = ways.edited(matrix, smallest)
                 lengths[variant] = edited.way.length
                 del points[point]
                 yield variant, edited
@@ -86,39 +87,52 @@ def edited_matrices(
             continue
         try:
             matrix = CONTROLS[variant.kind](_Control(name, recipient, donor, variant, both, lengths))
-            yield variant, _edited(matrix, recipient, donor, None)
+            yield variant, ways.edited(matrix)
         except Exception as error:
             yield variant, error
 
 
-def way_of(
-    matrix: torch.Tensor, recipient: torch.Tensor, donor: torch.Tensor, smallest: float | None = None
-) -> Way:
-    """The sums of one matrix, float64, over `matrix` rounded to the recipient's dtype."""
-    edit_donor = edit_edit = donor_donor = exact = 0.0
-    rows = max(1, ELEMENTS // recipient.shape[1])
-    for start in range(0, recipient.shape[0], rows):
-        block = slice(start, start + rows)
-        before = recipient[block].double()
-        whole = (donor[block].double() - before).flatten()
-        written = (matrix[block].to(recipient.dtype).double() - before).flatten()
-        meant = (matrix[block].double() - before).flatten()
-        edit_donor += float(torch.dot(written, whole))
-        edit_edit += float(torch.dot(written, written))
-        donor_donor += float(torch.dot(whole, whole))
-        exact += float(torch.dot(meant, meant))
-    return Way(edit_donor, edit_edit, donor_donor, math.sqrt(exact), smallest)
+class Ways:
+    """Measures how far edits of one matrix lead. recipient, donor: (m, n) in any floating dtypes."""
+
+    def __init__(self, recipient: torch.Tensor, donor: torch.Tensor) -> None:
+        self._recipient, self._donor = recipient, donor
+        # Differences of stored values are exact in float32, or all but; sums of their products need float64.
+        wide = torch.float64 in (recipient.dtype, donor.dtype)
+        self._dtype = torch.float64 if wide else torch.float32
+        self.donor_donor = math.fsum(_dot(whole, whole) for whole in map(self._whole, self._blocks()))
+        """‖ΔW_donor‖²."""
+
+    def edited(self, matrix: torch.Tensor, smallest: float | None = None) -> Edited:
+        """`matrix` in the recipient's dtype, and how far it went. Raises OverflowError where it does not fit."""
+        written = matrix.to(self._recipient.dtype)
+        # To float32 nothing that matters is lost, and to a matrix of the recipient's dtype nothing at all.
+        rounds = self._recipient.itemsize < 4 and written.dtype != matrix.dtype
+        edit_donor = edit_edit = exact = 0.0
+        for block in self._blocks():
+            before = self._recipient[block].to(self._dtype)
+            edit = (written[block].to(self._dtype) - before).flatten().double()
+            edit_donor += _dot(edit, self._whole(block))
+            edit_edit += _dot(edit, edit)
+            if rounds:
+                meant = (matrix[block].to(self._dtype) - before).flatten().double()
+                exact += _dot(meant, meant)
+        if not math.isfinite(edit_edit):
+            raise OverflowError(f"edited values exceed {written.dtype}; convert the recipient to bfloat16")
+        length = math.sqrt(exact if rounds else edit_edit)
+        return Edited(written, Way(edit_donor, edit_edit, self.donor_donor, length, smallest))
+
+    def _whole(self, block: slice) -> torch.Tensor:
+        whole = self._donor[block].to(self._dtype) - self._recipient[block].to(self._dtype)
+        return whole.flatten().double()
+
+    def _blocks(self) -> Iterator[slice]:
+        rows = max(1, ELEMENTS // self._recipient.shape[1])
+        return (slice(start, start + rows) for start in range(0, self._recipient.shape[0], rows))
 
 
-def _edited(
-    matrix: torch.Tensor, recipient: torch.Tensor, donor: torch.Tensor, smallest: float | None
-) -> Edited:
-    way = way_of(matrix, recipient, donor, smallest)
-    if not math.isfinite(way.edit_edit):
-        raise OverflowError(
-            f"its values do not fit into {recipient.dtype}; convert the recipient to bfloat16 or float32"
-        )
-    return Edited(matrix.to(recipient.dtype), way)
+def _dot(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(torch.dot(a, b))
 
 
 def _shared(variant: Variant) -> tuple[str, str, str]:
