@@ -21,7 +21,7 @@ from transformers import (
 from rlheals_ray.evaluation import hidden_states
 from rlheals_ray.evaluation.hidden_states import batches, load_model, prompt_states
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 11,
     "hidden_size": 16,
     "intermediate_size": 24,
