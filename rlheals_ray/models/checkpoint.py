@@ -36,7 +36,13 @@ class Checkpoint:
         """where: a local path, or a URI of any filesystem that `Folder` knows."""
         self.folder = Folder.of(where)
         self._headers: dict[str, Header] = {}
-        if not self.folder.exists():
+        try:
+            there = self.folder.exists()
+        except OSError as error:  # a bucket without access, a host that does not answer
+            raise InputError(
+                f"checkpoint (got {self.where!r}): it cannot be reached ({error}); check address and access rights."
+            ) from None
+        if not there:
             raise InputError(f"checkpoint (got {self.where!r}): there is no such directory; check the path.")
         if self.folder.local and not self.folder.local.is_dir():
             raise InputError(f"checkpoint (got {self.where!r}): this is a file; name its directory.")
