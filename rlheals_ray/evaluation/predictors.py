@@ -172,8 +172,7 @@ def _weights(tables: Tables) -> Values:
     """Distances of weights from base and peak; `delta_norm` is ‖ΔW‖_F over all matrices together."""
     rows = [row for row in _rows(tables, "spectra") if row["a"] and row["b"]]
     middle = middle_k(rows)
-    # Only the peak is ever compared with another checkpoint of its trunk.
-    peaks = {row["a"] for row in rows if row["a"].startswith("sft/") and row["b"].startswith("sft/")}
+    peaks = _peaks(rows)
     gathered: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         origin = "base" if row["a"] == BASE else "peak" if row["a"] in peaks else None
@@ -188,6 +187,11 @@ def _weights(tables: Tables) -> Values:
     }
     found |= {(quantity, BASE): 0.0 for quantity, _ in gathered if quantity.endswith("_from_base")}
     return found
+
+
+def _peaks(rows: Iterable[Row]) -> set[str]:
+    """Only the peak is ever compared with another checkpoint of its trunk."""
+    return {row["a"] for row in rows if row["a"].startswith("sft/") and row["b"].startswith("sft/")}
 
 
 def _updates(tables: Tables) -> Values:
@@ -211,10 +215,12 @@ def _updates(tables: Tables) -> Values:
 def _similarities(tables: Tables) -> Values:
     """Hidden states against those of base and peak: means over layers."""
     gathered: dict[tuple[str, str], list[float]] = {}
-    for row in _rows(tables, "similarity"):
-        if not row["a"] or not row["b"] or row["rule"] is None:
+    rows = [row for row in _rows(tables, "similarity") if row["a"] and row["b"] and row["rule"] is not None]
+    peaks = _peaks(rows)
+    for row in rows:
+        origin = "base" if row["a"] == BASE else "peak" if row["a"] in peaks else None
+        if origin is None:  # a branch's start beside its end
             continue
-        origin = "base" if row["a"] == BASE else "peak"
         for name in ("cka", "mmd2", "cosine"):
             if row[name] is not None:
                 gathered.setdefault((f"{name}_from_{origin}_{row['rule']}", row["b"]), []).append(row[name])

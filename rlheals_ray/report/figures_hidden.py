@@ -33,6 +33,9 @@ def similarity_maps(similarity: pa.Table) -> Figure | None:
     A view for each measure and rule; RL at its largest budget, over the step that it started from.
     """
     rows = [row for row in similarity.to_pylist() if place_of(row["a"]) and place_of(row["b"])]
+    # Only the peak is ever compared with another checkpoint of its trunk; the rest is a branch's start and its end.
+    peaks = {row["a"] for row in rows if row["a"].startswith("sft/") and row["b"].startswith("sft/")}
+    rows = [row for row in rows if row["a"] == "base" or row["a"] in peaks]
     budget = max((p.rl_step for row in rows if (p := place_of(row["b"]))), default=0)
     plots = {}
     for measure, name in MEASURES.items():

@@ -108,6 +108,20 @@ def test_weights_are_read_at_the_middle_k_and_norms_add_up_over_matrices() -> No
     assert found["angle_from_peak"] == {late: pytest.approx(0.6)}
 
 
+def test_likeness_to_a_branch_s_own_start_is_not_likeness_to_the_peak() -> None:
+    def row(a: str, b: str, cka: float) -> dict[str, Any]:
+        return {"seed": 0, "a": a, "b": b, "rule": "ood", "layer": 1, "cka": cka}
+
+    peak, late, end = (
+        "sft/seed=0/step=000006",
+        "sft/seed=0/step=000060",
+        "rl/seed=0/sft_step=000060/rl_step=000030",
+    )
+    rows = [row("base", late, 0.2), row(peak, late, 0.4), row(peak, end, 0.6), row(late, end, 0.9)]
+    found = quantities({"similarity": rows_of("similarity", rows)})
+    assert found == {"cka_from_base_ood": {late: 0.2}, "cka_from_peak_ood": {late: 0.4, end: 0.6}}
+
+
 def test_the_base_counts_once() -> None:
     def score(checkpoint: str, stage: str, step: int | None) -> dict[str, Any]:
         place = {"seed": None if stage == "base" else 0, "sft_step": step, "rl_step": 0}
