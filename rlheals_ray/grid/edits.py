@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -133,6 +134,8 @@ def _write(session: Session, pending: list[PlannedEdit]) -> None:
             files.mark_done(plan.unit, **asdict(report))
     progress.advance(len(pending))
     progress.end()
+    # What checkpoints took of them they hold by links; what failed is made again.
+    shutil.rmtree(files.root / PIECES, ignore_errors=True)
 
 
 def _rows(files: StudyFiles, plan: PlannedEdit) -> pa.Table:
