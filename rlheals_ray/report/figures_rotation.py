@@ -51,20 +51,21 @@ def rotation_path(comparisons: Comparisons) -> Figure | None:
             plots[view] = _path(trunk, trained, comparisons.k)
     if not plots:
         return None
+    noise = any(one.noise() is not None for one in every)
+    beside = ", beside the angle that Gaussian noise of the same ‖ΔW‖ would make (dotted)" if noise else ""
     caption = (
         "<b>Look at</b> which of the two is large for its scale, and at whether orange, after RL, comes back "
         "down from blue, the SFT checkpoint that it started from. Left: mean relative change of the leading "
-        "singular values; middle: mean principal angle of U and V, beside the angle that Gaussian noise of "
-        "the same ‖ΔW‖ would make (dotted); right: one against the other, numbers are SFT steps, the grey "
-        "line is equal relative size. Means over matrices; large marks: means over seeds, small marks: single "
-        "seeds. No interval: matrices of one model are not independent. What is measured from the peak is 0 "
-        "at each seed’s own peak by construction."
+        f"singular values; middle: mean principal angle of U and V{beside}; right: one against the other, numbers "
+        "are SFT steps, the grey line is equal relative size. Means over matrices; large marks: means over seeds, "
+        "small marks: single seeds. No interval: matrices of one model are not independent. What is measured from "
+        "the peak is 0 at each seed’s own peak by construction."
     )
     keys = [
         Key("SFT", SFT_BLUE),
         Key("after RL, largest budget", RL_ORANGE),
     ]
-    if any(one.noise() is not None for one in every):
+    if noise:
         keys.append(Key("noise of equal ‖ΔW‖", GREY, "dot"))
     return switched("rotation", "Drift against rotation over SFT and RL", plots, caption, keys=keys)
 

@@ -96,7 +96,7 @@ def _edit(group: EditGroup, paired: Paired, of: int = 1) -> Finding:
         if (sign := signs[kind]) is not None
     ]
     if others:
-        text += f" It does {listed(others)}."
+        text += f" It does {'; '.join(others)}."
     if group.projection is not None:
         rest = "" if group.residual is None else f", residual {group.residual:.2f}"
         text += f" It goes {100 * group.projection:.0f} % of the way to the donor{rest}."
@@ -133,7 +133,7 @@ def _counts(groups: Sequence[EditGroup], paired: Paired) -> Finding:
 
 
 def _dose(family: EditSeries) -> Finding:
-    """Shown when accuracy never falls along t and ends above where it began, intervals apart."""
+    """Shown when accuracy never falls along t, ends above where it began and above interpolation, intervals apart."""
     points = [(group.t, group.bars["ood"]["edit"]) for group in family.groups]
     start = family.groups[0].bars["ood"].get("recipient")
     if start is not None:
@@ -153,7 +153,12 @@ def _dose(family: EditSeries) -> Finding:
     if all(same):
         beside = listed(number(bar.value) for bar in same if bar)
         text += f" Interpolation at the same norms: {beside}."
-    return Finding("dose", text, gained and rising)
+    if not (rising and gained):
+        return Finding("dose", text, False)
+    last = family.groups[-1].bars["ood"]
+    beyond = "interpolation" in last and _above(last["edit"], last["interpolation"])
+    # Any path from recipient to donor may rise; only one that rises above the straight one speaks of rotation.
+    return Finding("dose", text, True if beyond else None)
 
 
 def _above(a: Bar, b: Bar) -> bool:

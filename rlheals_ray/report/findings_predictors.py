@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from rlheals_ray.report.figures_predictors import quantity_name
 from rlheals_ray.report.results import Row
-from rlheals_ray.report.words import Finding, interval, listed, number
+from rlheals_ray.report.words import Finding, interval, number
 
 ASKED = ("angle_from_base", "angle_from_peak", "forward_kl_id", "forward_kl_ood")
 """Rotation against forward KL: the comparison that was asked for before any number was seen."""
@@ -22,13 +22,13 @@ def predictor_findings(predictors: pa.Table) -> list[Finding]:
     best = max(measured, key=lambda row: abs(row["rho"]))
     references = [_told(rows[name]) for name in REFERENCE if name in rows]
     text = (
-        f"Of {len(measured)} quantities, {_told(best)} has the largest rank correlation with OOD accuracy (the best of "
-        "many on the same data, so flattered)"
+        f"Of {len(measured)} quantities, the largest rank correlation with OOD accuracy is that of {_told(best)} (the "
+        "best of many on the same data, so flattered)"
     )
-    text += f"; for reference, {listed(references)}." if references else "."
+    text += f"; for reference, {'; '.join(references)}." if references else "."
     asked = [rows[name] for name in ASKED if name in rows]
     if len(asked) > 1:
-        text += f" Rotation beside forward KL: {listed(_told(row) for row in asked)}."
+        text += f" Rotation beside forward KL: {'; '.join(_told(row) for row in asked)}."
         if all(row["rho_low"] is not None for row in asked):
             text += " Their intervals overlap." if _overlap(asked) else " Not all of their intervals overlap."
     return [Finding("predictors", text, None)]
@@ -36,8 +36,10 @@ def predictor_findings(predictors: pa.Table) -> list[Finding]:
 
 def _told(row: Row) -> str:
     bounds = interval(row["rho_low"], row["rho_high"])
-    over = f", {row['checkpoints']} checkpoints"
-    return f"{quantity_name(row['quantity'])}: ρ = {number(row['rho'], signed=True)}{bounds}{over}"
+    return (
+        f"{quantity_name(row['quantity'])}, ρ = {number(row['rho'], signed=True)}{bounds} over {row['checkpoints']} "
+        "checkpoints"
+    )
 
 
 def _overlap(rows: list[Row]) -> bool:

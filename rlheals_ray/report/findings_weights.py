@@ -12,7 +12,7 @@ from rlheals_ray.evaluation.predictors import middle_k
 from rlheals_ray.report.comparisons import Comparison, Comparisons
 from rlheals_ray.report.results import Accuracies, Tables, seed_interval
 from rlheals_ray.report.weights import turns_to_peak
-from rlheals_ray.report.words import Finding
+from rlheals_ray.report.words import Finding, interval, number
 
 UNCHANGED = 0.05
 """A change of angle within this share of the angle itself is called no change."""
@@ -174,10 +174,9 @@ def _undoes(updates: pa.Table) -> list[Finding]:
         return []
     means = [fmean(values) for values in seeds.values()]
     low, high = seed_interval(means)
-    over = "" if low is None or high is None else f" [{low:+.2f}, {high:+.2f}] over seeds"
-    told = (
-        f"the cosine of the two updates, ΔW of SFT from the peak and ΔW of RL, is {fmean(means):+.2f}{over}"
-    )
+    over = "" if low is None or high is None else f"{interval(low, high)} over seeds"
+    cosine = number(fmean(means), signed=True)
+    told = f"the cosine of the two updates, ΔW of SFT from the peak and ΔW of RL, is {cosine}{over}"
     if max(means) < 0 and (high is None or high < 0):
         return [Finding("undoes", f"RL goes against what SFT did past the OOD peak: {told}.", True)]
     return [Finding("undoes", f"RL does not undo what SFT did past the OOD peak: {told}.", False)]

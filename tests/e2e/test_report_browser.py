@@ -13,6 +13,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.ui import WebDriverWait
 
 from rlheals_ray.report import build_report, findings_of
+from tests.report_mechanism import whole
 from tests.report_tables import empty, nano_like, opposite, write_study
 
 FLAGS = (
@@ -20,7 +21,9 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 MARKS = ".scatterlayer .point, .scatterlayer .js-line, .barlayer .point, .heatmaplayer image"
-SECTIONS = ("headline", "healing", "curves", "losses", "rl", "spectra", "edits")
+SECTIONS = (
+    "headline", "healing", "curves", "losses", "rl", "spectra", "edits", "hidden", "predictors",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +61,16 @@ def look(browser: webdriver.Chrome, page: Path, width: int = 1280) -> list[str]:
     ]
 
 
+def unfold(browser: webdriver.Chrome) -> None:
+    """Open every folded figure and wait until each plot is drawn."""
+    browser.execute_script("for (const fold of document.querySelectorAll('details')) fold.open = true;")
+    WebDriverWait(browser, 60).until(
+        lambda chrome: chrome.execute_script(
+            "return [...document.querySelectorAll('.plot')].every((plot) => plot.querySelector('svg.main-svg'))"
+        )
+    )
+
+
 def plots(browser: webdriver.Chrome) -> dict[str, dict[str, Any]]:
     """Size and number of visible marks of every plot, by its section."""
     found: dict[str, dict[str, Any]] = browser.execute_script(
@@ -82,9 +95,10 @@ def plots(browser: webdriver.Chrome) -> dict[str, dict[str, Any]]:
 def test_every_figure_is_drawn_and_nothing_is_fetched(
     browser: webdriver.Chrome, tmp_path: Path, width: int
 ) -> None:
-    tables = nano_like()
+    tables = whole()
     page = build_report(write_study(tmp_path / "study", tables))
     requests = look(browser, page, width)
+    unfold(browser)
     assert [url for url in requests if not url.startswith(("data:", "blob:"))] == [page.as_uri()]
     assert browser.get_log("browser") == []
 
@@ -118,6 +132,17 @@ def test_text_of_the_headline_does_not_overlap(browser: webdriver.Chrome, tmp_pa
             """
         )
         assert count > 40 and overlaps == [], width
+
+
+def test_a_reader_switches_between_the_views_of_a_figure(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    look(browser, build_report(write_study(tmp_path / "study", whole([0]))))
+    shown = "return document.querySelector('#plot-layers').data.map((trace) => trace.z)"
+    first = browser.execute_script(shown)
+    views = browser.find_elements("css selector", "input[name=view-layers]")
+    assert len(views) == 4 and views[0].is_selected()
+    views[2].click()
+    WebDriverWait(browser, 30).until(lambda chrome: chrome.execute_script(shown) != first)
+    assert browser.get_log("browser") == []
 
 
 def test_an_opposite_result_is_reported_as_such(browser: webdriver.Chrome, tmp_path: Path) -> None:

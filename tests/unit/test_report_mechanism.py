@@ -1,0 +1,271 @@
+"""The report on mechanism: every figure of a full study, none that its tables cannot carry, words that follow numbers.
+
+The tables are invented (tests/report_mechanism.py); what is tested is the reading of them.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rlheals_ray.report import Finding, build_report, findings_of
+from rlheals_ray.report.comparisons import Comparisons, checkpoint_label
+from rlheals_ray.report.edits import edit_groups, rows_along
+from rlheals_ray.report.paired import Paired
+from rlheals_ray.report.results import Accuracies, conform
+from rlheals_ray.tables import SCHEMAS
+from tests.report_mechanism import branch, edit_grid, spectra, trunk, updates, whole
+from tests.report_tables import rows_of, write_study
+
+TABLES = ("spectra", "updates", "singular_values", "edits", "hidden", "similarity", "shift", "predictors")
+FIGURES = (
+    "rotation", "updates", "angles", "layers", "overlays", "spectra", "edits-t", "edits-k", "edits-layers",
+    "edits-mode", "edit-0", "shift", "similarity", "paths", "predictors", "scatters",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def full() -> dict[str, pa.Table]:
+    return whole((0, 1))
+
+
+def drawn(page: str) -> dict[str, list[dict[str, Any]]]:
+    """Figure name -> its plots, in the order of its views."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, plot in re.findall(r'id="data-([\w-]+)-\d+">(.*?)</script>', page):
+        found.setdefault(name, []).append(json.loads(plot))
+    return found
+
+
+def by_kind(of: dict[str, pa.Table]) -> dict[str, Finding]:
+    return {finding.kind: finding for finding in findings_of(of)}
+
+
+def test_a_full_study_has_every_figure_and_misses_nothing(full: dict[str, pa.Table], tmp_path: Path) -> None:
+    page = build_report(write_study(tmp_path / "study", full)).read_text()
+    plots = drawn(page)
+    assert set(FIGURES) <= set(plots)
+    assert "Not there yet" not in page
+    for name, views in plots.items():
+        for view in views:
+            assert any(trace.get("x") or trace.get("z") for trace in view["data"]), name
+
+
+@pytest.mark.parametrize("missing", TABLES)
+def test_any_one_table_of_the_mechanism_may_be_missing(
+    full: dict[str, pa.Table], missing: str, tmp_path: Path
+) -> None:
+    mine = {name: content for name, content in full.items() if name != missing}
+    findings_of(mine)
+    page = build_report(write_study(tmp_path / "study", mine)).read_text()
+    assert len(drawn(page)) >= len(FIGURES) - 6
+
+
+OLD = {
+    "spectra": ("null_angle_v", "noise_angle_u", "noise_angle_v", "random_power", "chordal_u", "chordal_v"),
+    "edits": ("group", "part", "t", "k_fraction", "smallest", "delta_norm"),
+}
+
+
+def test_tables_from_before_these_columns_are_read_as_far_as_they_go(
+    full: dict[str, pa.Table], tmp_path: Path
+) -> None:
+    mine = {name: content for name, content in full.items() if name not in TABLES}
+    mine |= {name: full[name].drop_columns(list(columns)) for name, columns in OLD.items()}
+    page = build_report(write_study(tmp_path / "study", mine)).read_text()
+    assert {"rotation", "angles", "edit-0"} <= set(drawn(page))
+    assert "angle ÷ noise’s angle</label>" not in page and "noise of equal ‖ΔW‖</li>" not in page
+    assert "beyond_noise" not in by_kind(mine)
+
+
+def test_a_directory_with_comparisons_alone_has_a_short_page_about_them(tmp_path: Path) -> None:
+    pair = {"seed": None, "a": "/models/Qwen2.5-7B", "b": "/models/Qwen2.5-7B-Instruct"}
+    rows = [row | pair for row in spectra((0,), 6, (), 400, 0, drift=0.02, angle=0.1).to_pylist()]
+    rows = [row for row in rows if row["matrix"]][:84]
+    (tmp_path / "tables").mkdir()
+    pq.write_table(rows_of("spectra", rows), tmp_path / "tables" / "spectra.parquet")
+    page = build_report(tmp_path).read_text()
+    assert {"spectra", "angles", "layers"} == set(drawn(page))
+    assert "models/Qwen2.5-7B → models/Qwen2.5-7B-Instruct" in page
+    assert "Weights rotate more than their singular values drift: over all pairs" in page
+    for of_a_study in ("Not there yet", "Where RL heals", "jobs/grid.py", "How long should SFT run"):
+        assert of_a_study not in page.split("<script>")[0], of_a_study
+
+
+def test_a_page_of_a_seven_billion_model_stays_small(tmp_path: Path) -> None:
+    ks = (8, 32, 128, 512, 1024, 2048)
+    starts = (0, 4, 15, 30, 60, 120, 400)
+    mine = {"spectra": spectra((0,), 6, starts, 400, 30, drift=0.02, angle=0.1, layers=28, ks=ks)}
+    assert mine["spectra"].num_rows > 30_000
+    page = build_report(write_study(tmp_path / "study", mine)).read_text()
+    plots = sum(len(plot) for plot in re.findall(r'type="application/json".*?</script>', page))
+    assert plots < 1_000_000
+
+
+def test_seeds_with_different_peaks_meet_under_one_label() -> None:
+    one = spectra((0,), 6, (60,), 400, 30, drift=0.02, angle=0.1)
+    other = spectra((1,), 8, (60,), 400, 30, drift=0.02, angle=0.1)
+    stories = {story.label: len(story.pairs) for story in Comparisons(pa.concat_tables([one, other])).shown()}
+    assert stories == {
+        "base → OOD peak": 2,
+        "OOD peak → SFT 400": 2,
+        "SFT 60 → + RL 30": 2,
+        "OOD peak → SFT 60 + RL 30": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("base", "base"),
+        ("sft/seed=2/step=000060", "SFT 60"),
+        ("rl/seed=0/sft_step=000060/rl_step=000030", "SFT 60 + RL 30"),
+        ("s3://bucket/models/llama/", "models/llama"),
+        ("llama", "llama"),
+    ],
+)
+def test_checkpoints_are_named_in_words(name: str, label: str) -> None:
+    assert checkpoint_label(name) == label
+
+
+def test_a_shared_control_stands_beside_every_edit_of_its_group(full: dict[str, pa.Table]) -> None:
+    groups = edit_groups({name: conform(name, full[name]) for name in SCHEMAS}, Accuracies(full["scores"]))
+    assert len(groups) == 16
+    for group in groups:
+        assert {"edit", "weight_swap", "interpolation", "random_angle", "random_norm"} <= set(
+            group.bars["ood"]
+        )
+        assert group.donor == "the OOD peak" and group.recipient == "SFT 400"
+        assert set(group.checkpoints["weight_swap"]) == {0, 1}
+    assert len({frozenset(group.checkpoints["weight_swap"].values()) for group in groups}) == 3
+    doses = rows_along(groups, "t")
+    assert [[group.t for group in family.groups] for family in doses] == [[0.25, 0.5, 0.75, 1.0]]
+    sizes = {tuple(group.k for group in family.groups) for family in rows_along(groups, "k")}
+    assert sizes == {(8, 16, 32, None), (8, 16, 32)}
+    assert rows_along(groups, "roles") == []
+
+
+def test_many_edits_are_told_by_the_best_one_and_by_counts(full: dict[str, pa.Table]) -> None:
+    found = by_kind(full)
+    assert "The best of 16 edits" in found["edit"].text and "which flatters it" in found["edit"].text
+    assert "above the recipient in 16 of 16" in found["edits"].text
+    assert found["edits"].supported is False
+    assert ".01 at t = 0, " in found["dose"].text and found["dose"].supported is None
+
+
+@pytest.mark.parametrize(("swap", "supported"), [(0.1, True), (0.68, False)])
+def test_edits_are_shown_only_by_standing_above_every_control(
+    full: dict[str, pa.Table], swap: float, supported: bool
+) -> None:
+    mine = dict(full)
+    grid = edit_grid((0, 1), 6, 400, swap=swap, edit=0.7).to_pylist()
+    low = [
+        row | {"acc_1": 0.1, "acc_1_low": 0.08, "acc_1_high": 0.13}
+        for row in grid
+        if row["kind"] == "interpolation"
+    ]
+    mine["edits"] = rows_of("edits", [row for row in grid if row["kind"] != "interpolation"] + low)
+    assert by_kind(mine)["edits"].supported is supported
+
+
+def test_an_edit_is_paired_with_its_control_on_the_same_problems(full: dict[str, pa.Table]) -> None:
+    """Two hundred problems: wide intervals overlap, but the edit solves all that the swap solves and ten more."""
+    rows = [
+        row for row in full["edits"].to_pylist() if row["t"] == 1 and row["k"] is None and row["seed"] == 0
+    ]
+    rows = [
+        r | {"n": 200, "acc_1_low": 0.4, "acc_1_high": 0.8}
+        for r in rows
+        if r["kind"] in ("edit", "weight_swap")
+    ]
+    rows = [r for r in rows if r["mode"] == "concatenate" and r["layers"] is None]
+    solved = {"edit": 130, "weight_swap": 120}
+    episodes = [
+        {"checkpoint": f"edit/{row['edit']}", "rule": "ood", "problem_id": f"T24:{i}-{i}-{i}",
+         "solved_at": 1 if i < solved[row["kind"]] else None}
+        for row in rows if row["rule"] == "ood" for i in range(200)
+    ]  # fmt: skip
+    mine = {
+        "edits": rows_of("edits", rows),
+        "scores": full["scores"],
+        "episodes": rows_of("episodes", episodes),
+    }
+    assert "It does more than the plain weight swap" in by_kind(mine)["edit"].text
+    assert "(+.05 [" in by_kind(mine)["edit"].text
+    del mine["episodes"]
+    assert "It does no more than the plain weight swap" in by_kind(mine)["edit"].text
+
+
+def test_a_paired_difference_is_the_mean_over_seeds_and_problems() -> None:
+    def attempts(checkpoint: str, solved: str) -> list[dict[str, Any]]:
+        return [
+            {
+                "checkpoint": checkpoint,
+                "rule": "ood",
+                "problem_id": f"p{i}",
+                "solved_at": 1 if mark == "1" else 2,
+            }
+            for i, mark in enumerate(solved)
+        ]
+
+    episodes = rows_of(
+        "episodes",
+        [*attempts("a0", "1110"), *attempts("b0", "1000"), *attempts("a1", "1100"), *attempts("b1", "1100")],
+    )
+    paired = Paired(episodes, ["a0", "b0", "a1", "b1"])
+    difference = paired.difference([("a0", "b0"), ("a1", "b1")])
+    assert difference is not None and difference.value == 0.25
+    assert 0 <= difference.low <= 0.25 <= difference.high <= 0.5
+    assert paired.difference([("a0", "absent")]) is None
+
+
+@pytest.mark.parametrize(
+    ("noise", "said", "supported"),
+    [
+        (0.5, "Rotation goes beyond noise: 2.0 times", True),
+        (2.0, "turn less than noise", False),
+        (1.0, "cannot be told", None),
+    ],
+)
+def test_angles_are_held_against_those_of_noise(noise: float, said: str, supported: bool | None) -> None:
+    rows = [
+        row | {"noise_angle_u": noise * row["angle_u_mean"], "noise_angle_v": noise * row["angle_v_mean"]}
+        for row in spectra((0,), 6, (60,), 400, 30, drift=0.02, angle=0.1).to_pylist()
+    ]
+    found = by_kind({"spectra": rows_of("spectra", rows)})["beyond_noise"]
+    assert said in found.text and found.supported is supported
+
+
+@pytest.mark.parametrize(("cosine", "said"), [(-0.3, "RL goes against"), (0.2, "RL does not undo")])
+def test_rl_undoes_sft_only_where_every_seed_goes_against_it(cosine: float, said: str) -> None:
+    found = by_kind({"updates": updates((0, 1), 6, (60,), 30, cosine)})["undoes"]
+    assert said in found.text and found.supported is (cosine < 0)
+
+
+def test_spectra_that_look_random_are_told_with_the_tests_power() -> None:
+    rows = [
+        row | {"looks_random": row["layer"] == 0}
+        for row in spectra((0,), 6, (), 400, 0, drift=0.02, angle=0.1).to_pylist()
+    ]
+    found = by_kind({"spectra": rows_of("spectra", rows)})["looks_random"]
+    assert "21 of 84 compared matrices" in found.text and "in 90 % of cases" in found.text
+
+
+def test_the_best_predictor_is_never_told_without_its_reference_and_its_number(
+    full: dict[str, pa.Table],
+) -> None:
+    found = by_kind(full)["predictors"]
+    assert found.supported is None
+    assert "best of many on the same data" in found.text and "ID accuracy@1, ρ = " in found.text
+    assert "Rotation beside forward KL: " in found.text
+
+
+def test_names_of_invented_checkpoints_are_those_of_the_pipeline() -> None:
+    from rlheals_ray.rl.names import branch_checkpoint
+    from rlheals_ray.sft.names import trunk_checkpoint
+
+    assert trunk(1, 60) == trunk_checkpoint(1, 60) and branch(1, 60, 30) == branch_checkpoint(1, 60, 30)
