@@ -21,7 +21,8 @@ from rlheals_ray.folder import Folder
 from rlheals_ray.models.checkpoint import Checkpoint
 from rlheals_ray.spectra.assembly import Assembly
 from rlheals_ray.spectra.edit import EditReport, Variant
-from rlheals_ray.spectra.factors import stored_factors
+from rlheals_ray.spectra.factors import leading_factors, store_factors
+from rlheals_ray.spectra.linalg import Factors
 from rlheals_ray.spectra.matrices import Matrices
 from rlheals_ray.spectra.orders import Order, Plan
 from rlheals_ray.spectra.pieces import Made, keep, make_pieces
@@ -126,7 +127,7 @@ def _made(
         recipient,
         donor,
         [catalogue[index] for index in row["variants"]],
-        lambda: (stored_factors(recipient, factors_directory), stored_factors(donor, factors_directory)),
+        lambda: _factors(recipient, donor, factors_directory),
         pieces,
     )
     return {
@@ -135,6 +136,15 @@ def _made(
             for variant, one in made.items()
         }
     }
+
+
+def _factors(recipient: torch.Tensor, donor: torch.Tensor, where: str) -> tuple[Factors, Factors]:
+    # First all work, then mapped files: nothing of the first decomposition is held during the second.
+    keys = [store_factors(weight, where)[0] for weight in (recipient, donor)]
+    rank = min(recipient.shape)
+    return leading_factors(keys[0], rank, where, lambda: recipient), leading_factors(
+        keys[1], rank, where, lambda: donor
+    )
 
 
 def _told(error: Exception) -> str:

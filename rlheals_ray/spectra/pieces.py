@@ -12,17 +12,20 @@ import json
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
-from safetensors.torch import load, load_file, save
+from safetensors.torch import load, load_file
 
 from rlheals_ray.folder import Folder
-from rlheals_ray.models.checkpoint import content_hash
+from rlheals_ray.models.checkpoint import content_hash, raw_bytes
+from rlheals_ray.models.safetensors_file import DTYPES
 from rlheals_ray.spectra.edit import RECIPIENT, Variant
 from rlheals_ray.spectra.variants import BothFactors, Way, Ways, edited_matrices
 
 CODE = 1
 """Part of every piece's name: raise it when a variant comes to mean other numbers."""
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -109,11 +112,22 @@ def _key(tensors: Mapping[str, torch.Tensor], *donor: torch.Tensor) -> str:
 
 
 def write_piece(piece: Piece, tensors: Mapping[str, torch.Tensor], way: Way) -> None:
-    """Write a piece, whole or not at all."""
+    """Write a piece, whole or not at all, without a copy of its tensors."""
     # "format" is what transformers asks for; the sums travel with the matrix that they were formed on.
-    metadata = {"format": "pt", "way": json.dumps(asdict(way))}
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    Folder.of(piece.folder).write(piece.file, save(contiguous, metadata))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", "way": json.dumps(asdict(way))}}
+    at = 0
+    # Wide dtypes first, so that every tensor is aligned to its own item size.
+    ordered = sorted(tensors.items(), key=lambda item: -item[1].itemsize)
+    for name, tensor in ordered:
+        end = at + tensor.nbytes
+        header[name] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, end]}
+        at = end
+    start = json.dumps(header).encode()
+    start += b" " * (-len(start) % 8)
+    with Folder.of(piece.folder).open_output(piece.file) as file:
+        file.write(struct.pack("<Q", len(start)) + start)
+        for _, tensor in ordered:
+            file.write(raw_bytes(tensor))
 
 
 def _stored(piece: Piece) -> Way | None:

@@ -6,9 +6,8 @@ a line in MODES. What several k or t of one pair of matrices have in common is c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal, TypeAlias
 
 import torch
@@ -113,20 +112,28 @@ class Recombination:
                 )
         return MODES[mode](self, sorted(set(points)), factors)
 
-    def smallest(self, k: int) -> float:
-        """The least singular value of the worse of the two mixed bases [donor's k, recipient's others].
+    def smallest(self, ks: Iterable[int]) -> dict[int, float]:
+        """For each k the least singular value of the worse of the two mixed bases [donor's k, recipient's others].
 
         1 where they are orthonormal as they stand, 0 where a direction was lost. With the cosines c of the
         angles between the two blocks, a mixed basis has the singular values sqrt(1 ± c). Stored float32
         factors resolve values down to about 3e-4.
         """
-        chosen, others = self.blocks(self.count(k))
-        cosine = 0.0
-        for overlap in self._overlaps if 0 < k < self.rank else ():
-            block = overlap[chosen, others] if 2 * k <= self.rank else overlap[chosen, others].mT
-            # Its largest singular value alone is wanted: the eigenvalues of a small Gram matrix are exact enough.
-            cosine = max(cosine, float(torch.linalg.eigvalsh(block @ block.mT)[-1].clamp_min(0).sqrt()))
-        return max(0.0, 1.0 - cosine) ** 0.5
+        found = {self.count(k): 1.0 for k in ks}
+        for own, other in (
+            (self.recipient[0], self.donor[0]),
+            (self.recipient[2].mT, self.donor[2].mT),
+        ):
+            overlap = other.mT @ own  # its blocks hold the cosines for every k
+            for k in (k for k in found if 0 < k < self.rank):
+                chosen, others = self.blocks(k)
+                block = (
+                    overlap[chosen, others] if 2 * k <= self.rank else overlap[chosen, others].mT
+                ).double()
+                # The largest singular value alone is wanted: the eigenvalues of a small Gram matrix are exact enough.
+                cosine = float(torch.linalg.eigvalsh(block @ block.mT)[-1].clamp(0, 1).sqrt())
+                found[k] = min(found[k], (1.0 - cosine) ** 0.5)
+        return found
 
     def randomly_turned(
         self, k: int, seed: int, *, subspaces_only: bool = False, t: float = 1.0
@@ -141,11 +148,13 @@ class Recombination:
         U, V = self.recipient[0].double(), self.recipient[2].double().mT
         if self.count(k):
             chosen, _ = self.blocks(k)
+            Ud, Vd = self.donor[0][:, chosen].double(), self.donor[2][chosen].double().mT
+            # u_i and v_i are known up to a common sign: take the donor's that is nearer, or angles would be arbitrary.
+            nearness = (U[:, chosen] * Ud).sum(0) + (V[:, chosen] * Vd).sum(0)
+            signs = torch.where(nearness < 0, -1.0, 1.0)
             generator = torch.Generator().manual_seed(seed)
-            U, V = (
-                _turned(own, other[:, chosen] * self._signs[chosen], chosen, generator, subspaces_only, t)
-                for own, other in ((U, self.donor[0]), (V, self.donor[2].mT))
-            )
+            U = _turned(U, Ud * signs, chosen, generator, subspaces_only, t)
+            V = _turned(V, Vd * signs, chosen, generator, subspaces_only, t)
         return (U * self.recipient[1].double()) @ V.mT
 
     def blocks(self, k: int) -> tuple[slice, slice]:
@@ -166,20 +175,6 @@ class Recombination:
     def zeros(self) -> torch.Tensor:
         """(m, n) float64."""
         return torch.zeros(self.recipient[0].shape[0], self.recipient[2].shape[1], dtype=torch.float64)
-
-    @cached_property
-    def _overlaps(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """UdᵀU and VdᵀV, (r, r) float64: their blocks hold the cosines for every k, to the factors' 1e-7."""
-        return (
-            (self.donor[0].mT @ self.recipient[0]).double(),
-            (self.donor[2] @ self.recipient[2].mT).double(),
-        )
-
-    @cached_property
-    def _signs(self) -> torch.Tensor:
-        # u_i and v_i are known up to a common sign: take the donor's that is nearer, or angles would be arbitrary.
-        nearness = sum(overlap.diagonal() for overlap in self._overlaps)
-        return torch.where(torch.as_tensor(nearness) < 0, -1.0, 1.0)
 
 
 def _concatenate(
@@ -255,7 +250,7 @@ def _turned(
     subspaces_only: bool,
     t: float,
 ) -> torch.Tensor:
-    leading, other = own[:, chosen], other.double()
+    leading = own[:, chosen]
     angles = subspace_angles(leading, other)
     basis = own.clone()
     if not subspaces_only:

@@ -72,10 +72,10 @@ def edited_matrices(
         points = {(variant.k, variant.t): variant for variant in group}
         try:
             pair = Recombination(*both(), part)
+            smallest = pair.smallest(variant.k for variant in points.values() if variant.mixes)
             for point, matrix in pair.edited(list(points), which, mode):
                 variant = points[point]
-                smallest = pair.smallest(variant.k) if variant.mixes else None
-                edited = ways.edited(matrix, smallest)
+                edited = ways.edited(matrix, smallest.get(variant.k))
                 lengths[variant] = edited.way.length
                 del points[point]
                 yield variant, edited

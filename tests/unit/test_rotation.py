@@ -212,8 +212,8 @@ def test_the_control_of_equal_norm_goes_as_far_in_no_particular_direction() -> N
 def test_the_mixed_basis_says_how_much_had_to_give_way() -> None:
     weight, near = matrices(12, 8, 1e-6, 0)
     far = matrices(12, 8, 0.1, 1)[0]
-    assert Recombination(decompose(weight), decompose(near)).smallest(4) > 0.99
-    assert Recombination(decompose(weight), decompose(far)).smallest(4) < 0.9
+    assert Recombination(decompose(weight), decompose(near)).smallest([4])[4] > 0.99
+    assert Recombination(decompose(weight), decompose(far)).smallest([4])[4] < 0.9
 
 
 @pytest.mark.parametrize(
