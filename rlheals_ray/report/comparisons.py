@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rlheals_ray.evaluation.predictors import middle_k
+from rlheals_ray.evaluation.quantities import middle_k
 from rlheals_ray.report.results import Accuracies, Place, place_of
 
 MEASURES = (

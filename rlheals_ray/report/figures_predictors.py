@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from rlheals_ray.evaluation.predictors import FEWEST, Scored, quantities, scored_checkpoints
+from rlheals_ray.evaluation.predictors import FEWEST, Scored, scored_checkpoints
+from rlheals_ray.evaluation.quantities import quantities
 from rlheals_ray.report.figures import (
     GREEN,
     GREY,

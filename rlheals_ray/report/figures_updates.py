@@ -7,7 +7,7 @@ from statistics import fmean
 
 import pyarrow as pa
 
-from rlheals_ray.evaluation.predictors import middle_k
+from rlheals_ray.evaluation.quantities import middle_k, past
 from rlheals_ray.report.figures import (
     GREY,
     PURPLE,
@@ -45,7 +45,8 @@ def updates(table: pa.Table) -> Figure | None:
     shown = []
     nulls: dict[int, list[float]] = {}
     for origin, colour in origins.items():
-        mine = [row for row in rows if (row["a"] == "base") == (origin == "SFT from the base")]
+        from_base = origin == "SFT from the base"
+        mine = [r for r in rows if (r["a"] == "base" if from_base else past(r["a"], r["b"]))]
         cosines: dict[int, dict[object, list[float]]] = {}
         angles: dict[int, dict[object, list[float]]] = {}
         for row in mine:
@@ -83,10 +84,11 @@ def updates(table: pa.Table) -> Figure | None:
     figure.add_shape(type="line", x0=0, x1=1, xref="x domain", y0=0, y1=0, line={"color": GREY, "width": 1.5})
     figure.update_layout(yaxis2={"rangemode": "tozero"})
     caption = (
-        "<b>Look at</b> the sign on the left. Below 0, RL’s update goes against SFT’s: seen from the OOD peak, "
-        "it would undo what SFT did past it; at 0 it is orthogonal, as two random changes would be. Right: the "
-        "smaller the angle, the more the two updates share their leading directions. Means over matrices; "
-        "large marks: means over seeds, small marks: single seeds."
+        "<b>Look at</b> the sign on the left. Below 0, RL’s update goes against SFT’s: seen from the OOD peak (only "
+        "starts past a seed’s own peak are), it would undo what SFT did past it; at 0 it is orthogonal, as two random "
+        "changes would be. No control was run: more SFT might have the same sign. Right: the smaller the angle, the "
+        "more the two updates share their leading directions. Means over matrices; large marks: means over seeds, "
+        "small marks: single seeds."
     )
     keys = [*shown, *([Key("random subspaces", GREY, "dash")] if nulls else [])]
     return Figure("updates", "RL’s update beside SFT’s", figure, caption, keys)

@@ -8,7 +8,7 @@ from statistics import fmean
 
 import pyarrow as pa
 
-from rlheals_ray.evaluation.predictors import middle_k
+from rlheals_ray.evaluation.quantities import middle_k, past
 from rlheals_ray.report.comparisons import Comparison, Comparisons
 from rlheals_ray.report.results import Accuracies, Tables, seed_interval
 from rlheals_ray.report.weights import turns_to_peak
@@ -163,8 +163,13 @@ def _toward(spectra: pa.Table, accuracies: Accuracies) -> list[Finding]:
 
 
 def _undoes(updates: pa.Table) -> list[Finding]:
-    """By the cosine of RL's update with SFT's since the OOD peak: below 0 in every seed, RL goes against it."""
-    rows = [r for r in updates.to_pylist() if r["cosine"] is not None and r["a"] not in (None, "base")]
+    """By the cosine of RL's update with SFT's since the OOD peak, where RL started past it: below 0 in every seed
+    and interval, RL goes against it. No control runs: more SFT, or any return toward a mean, may have the same sign."""
+    rows = [
+        r
+        for r in updates.to_pylist()
+        if r["cosine"] is not None and r["a"] not in (None, "base") and r["b"] and past(r["a"], r["b"])
+    ]
     k = middle_k(rows)
     seeds: dict[int | None, list[float]] = {}
     for row in rows:
@@ -177,6 +182,11 @@ def _undoes(updates: pa.Table) -> list[Finding]:
     over = "" if low is None or high is None else f"{interval(low, high)} over seeds"
     cosine = number(fmean(means), signed=True)
     told = f"the cosine of the two updates, ΔW of SFT from the peak and ΔW of RL, is {cosine}{over}"
+    caution = "No control was run: more SFT from the same checkpoint might have the same sign."
     if max(means) < 0 and (high is None or high < 0):
-        return [Finding("undoes", f"RL goes against what SFT did past the OOD peak: {told}.", True)]
+        return [
+            Finding(
+                "undoes", f"RL goes against part of what SFT did past the OOD peak: {told}. {caution}", True
+            )
+        ]
     return [Finding("undoes", f"RL does not undo what SFT did past the OOD peak: {told}.", False)]

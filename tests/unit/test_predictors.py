@@ -12,11 +12,11 @@ from rlheals_ray import tables
 from rlheals_ray.evaluation.predictors import (
     FEWEST,
     predictor_rows,
-    quantities,
     rho_interval,
     scored_checkpoints,
     spearman,
 )
+from rlheals_ray.evaluation.quantities import quantities
 from tests.report_tables import empty, nano_like, rows_of
 
 points = st.lists(
@@ -120,6 +120,17 @@ def test_likeness_to_a_branch_s_own_start_is_not_likeness_to_the_peak() -> None:
     rows = [row("base", late, 0.2), row(peak, late, 0.4), row(peak, end, 0.6), row(late, end, 0.9)]
     found = quantities({"similarity": rows_of("similarity", rows)})
     assert found == {"cka_from_base_ood": {late: 0.2}, "cka_from_peak_ood": {late: 0.4, end: 0.6}}
+
+
+def test_updates_count_from_the_peak_only_where_rl_started_past_it() -> None:
+    def row(a: str, b: str, c: str, cosine: float) -> dict[str, Any]:
+        return {"seed": 0, "a": a, "b": b, "c": c, "matrix": "m", "k": 8, "cosine": cosine}
+
+    peak, early, late = (f"sft/seed=0/step={step:06d}" for step in (6, 4, 60))
+    ends = [f"rl/seed=0/sft_step={step:06d}/rl_step=000030" for step in (4, 60)]
+    rows = [row(peak, early, ends[0], -0.9), row(peak, late, ends[1], -0.2), row("base", early, ends[0], 0.1)]
+    found = quantities({"updates": rows_of("updates", rows)})
+    assert found == {"update_cosine_from_peak": {ends[1]: -0.2}, "update_cosine_from_base": {ends[0]: 0.1}}
 
 
 def test_the_base_counts_once() -> None:

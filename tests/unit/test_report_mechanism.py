@@ -246,6 +246,10 @@ def test_rl_undoes_sft_only_where_every_seed_goes_against_it(cosine: float, said
     assert said in found.text and found.supported is (cosine < 0)
 
 
+def test_rl_from_before_the_peak_undoes_nothing() -> None:
+    assert "undoes" not in by_kind({"updates": updates((0, 1), 6, (0, 4), 30, -0.3)})
+
+
 def test_spectra_that_look_random_are_told_with_the_tests_power() -> None:
     rows = [
         row | {"looks_random": row["layer"] == 0}
