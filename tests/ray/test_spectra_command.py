@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from rlheals_ray import tables
+from rlheals_ray.spectra.command_compare import main
 from rlheals_ray.spectra.compare import compare_one
 
 REPOSITORY = Path(__file__).parents[2]
@@ -66,6 +67,7 @@ def modified(directory: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_killed_at_a_random_moment_it_resumes_matrix_by_matrix(trunk: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ("--a", trunk[0], "--b", trunk[1], "--c", trunk[2], "--out", str(out))
@@ -111,11 +113,22 @@ def test_killed_at_a_random_moment_it_resumes_matrix_by_matrix(trunk: list[str],
             )
     assert len(updates) == len(matrices(288)) * len(KS)
     assert all(row["cosine"] == pytest.approx(0, abs=0.1) for row in updates.to_pylist())
-    for words in ("step=0 → step=1", "role", "looks random", "ΔW₁ beside ΔW₂", "down"):
-        assert words in resumed.stdout, resumed.stdout
 
 
-def test_wrong_input_is_one_paragraph_and_leaves_nothing(trunk: list[str], tmp_path: Path) -> None:
+def test_three_checkpoints_as_a_user_compares_them(trunk: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ended = run("--a", trunk[0], "--b", trunk[1], "--c", trunk[2], "--out", str(out), "--roles", "k")
+    assert ended.returncode == 0, ended.stderr
+    spectra, updates = (pq.read_table(out / "tables" / f"{name}.parquet") for name in ("spectra", "updates"))
+    assert (spectra.schema, updates.schema) == (tables.SPECTRA, tables.UPDATES)
+    assert (len(spectra), len(updates)) == (3 * LAYERS * len(KS), LAYERS * len(KS))
+    for words in ("step=0 → step=1", "step=0 → step=2", "role", "looks random", "12 of 12", "ΔW₁ beside ΔW₂"):
+        assert words in ended.stdout, ended.stdout
+
+
+def test_wrong_input_is_one_paragraph_and_leaves_nothing(
+    ray_cluster: None, trunk: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, diverged = tmp_path / "out", tmp_path / "diverged"
     diverged.mkdir()
     weights = {name: torch.ones(shape) for name, shape in matrices(16).items()}
@@ -123,18 +136,24 @@ def test_wrong_input_is_one_paragraph_and_leaves_nothing(trunk: list[str], tmp_p
     save_file(weights, tmp_path / "model.safetensors")
     weights[name][2, 3] = float("nan")
     save_file(weights, diverged / "model.safetensors")
+    good, bad = str(tmp_path), str(diverged)
     for arguments, words in [
-        (["--a", str(tmp_path), "--b", str(diverged)], [name, "NaN", "earlier checkpoint"]),
-        (["--a", str(tmp_path), "--b", trunk[0]], ["layers.0.mlp.down_proj", "(16, 32)", "one architecture"]),
-        (["--a", str(tmp_path), "--b", str(tmp_path / "absent")], ["absent", "no such directory"]),
-        (["--a", str(tmp_path), "--b", str(diverged), "--roles", "q,x"], ["--roles", "['x']", "choose from"]),
-        (["--a", str(tmp_path), "--b", str(diverged), "--roles", "head"], ["head", "no such matrix"]),
+        (["--b", bad], [name, "NaN", "earlier checkpoint"]),
+        (["--b", trunk[0]], ["layers.0.mlp.down_proj", "(16, 32)", "one architecture"]),
+        (["--b", f"{good}/absent"], ["absent", "no such directory"]),
+        (["--b", good], ["--b", "must differ"]),
+        (["--b", bad, "--roles", "q,x"], ["--roles", "['x']", "choose from"]),
+        (["--b", bad, "--roles", "head"], ["head", "no such matrix"]),
+        (["--b", bad, "--k", "8,0"], ["--k", "'0'"]),
+        (["--b", bad, "--workers", "0"], ["--workers", "at least 1"]),
+        (["--b", bad, "--out", bad], ["--out", "another directory"]),
+        (["--b", bad, "--out", f"{good}/model.safetensors/x"], ["--out", "no writable directory"]),
     ]:
-        ended = run(*arguments, "--out", str(out))
-        assert ended.returncode == 2, ended.stderr
-        told = ended.stderr.splitlines()[-1]  # before it, at most what progress was made
-        assert told.startswith("spectra: ") and all(word in told for word in words), ended.stderr
-        assert "Traceback" not in ended.stderr and not out.exists()
+        assert main(["--a", good, "--out", str(out), *arguments]) == 2
+        err = capsys.readouterr().err
+        told = err.splitlines()[-1]  # before it, at most what progress was made
+        assert told.startswith("spectra: ") and all(word in told for word in words), err
+        assert not out.exists(), arguments
 
 
 def test_help_tells_of_both_uses() -> None:
