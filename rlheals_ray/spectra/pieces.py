@@ -92,6 +92,7 @@ def make_pieces(
             piece = Piece(both.child(variant.name).uri, f"{name}.safetensors", (name,))
             write_piece(piece, {name: edited.matrix}, edited.way)
             found[variant] = Made(piece, edited.way)
+        del edited  # or two are held while the next one is made
     return {variant: found[variant] for variant in wanted}
 
 

@@ -26,7 +26,7 @@ Which = Literal["UV", "S", "USV"]
 Point: TypeAlias = tuple[int, float]
 """(k, t): how many directions, and how far they go."""
 
-COLUMNS = 256
+COLUMNS = 128
 """Singular vectors taken to float64 at a time: what is held beside the result stays small."""
 
 

@@ -79,6 +79,7 @@ def edited_matrices(
                 lengths[variant] = edited.way.length
                 del points[point]
                 yield variant, edited
+                del edited  # or two are held while the next one is made
         except Exception as error:  # whatever it is, it is this group's alone
             for variant in points.values():
                 yield variant, error
