@@ -1,7 +1,7 @@
 """A directory on any pyarrow filesystem: a local path, or a URI such as s3://bucket/dir, gs://, hdfs:// or file://.
 
-Schemes that pyarrow does not know are tried with fsspec. Only local directories and fsspec's memory:// are
-tested here; s3://, gs:// and hdfs:// are UNTESTED.
+Schemes that pyarrow does not know are tried with fsspec. Tests cover local directories and fsspec's memory:// and
+local://. s3:// has been run by hand against an emulator (moto), on AWS it is UNTESTED, as are gs:// and hdfs://.
 """
 
 from __future__ import annotations
