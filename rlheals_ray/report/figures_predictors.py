@@ -25,7 +25,7 @@ from rlheals_ray.report.figures import (
 from rlheals_ray.report.results import Row, Tables
 from rlheals_ray.report.words import number
 
-MOST = 26
+MOST = 40
 FAMILIES = (
     ("weights", SFT_BLUE, ("angle", "drift", "delta_norm", "chordal", "update")),
     ("outputs", RL_ORANGE, ("forward_kl", "entropy", "margin")),
@@ -85,25 +85,27 @@ def family(quantity: str) -> tuple[str, str]:
 
 def correlations(predictors: Sequence[Row]) -> Figure | None:
     """Spearman's ρ of every quantity with accuracy@1, sorted by size, with intervals; a view per rule."""
-    plots = {}
-    for rule in ("ood", "id"):
-        mine = [row for row in predictors if row["rule"] == rule and row["rho"] is not None]
-        mine.sort(key=lambda row: -abs(row["rho"]))
-        if mine:
-            plots[f"{rule.upper()} accuracy"] = _forest(mine[:MOST])
+    by_rule: dict[str, list[Row]] = {}
+    for row in sorted(predictors, key=lambda row: -abs(row["rho"] or 0.0)):
+        if row["rho"] is not None:
+            by_rule.setdefault(row["rule"], []).append(row)
+    plots = {f"{r.upper()} accuracy": _forest(by_rule[r][:MOST]) for r in ("ood", "id") if r in by_rule}
     if not plots:
         return None
     count, tried = max(row["checkpoints"] for row in predictors), len({row["quantity"] for row in predictors})
     caption = (
         "<b>Look at</b> whether an interval stays clear of 0 and whether it stays clear of the others’. Spearman’s "
-        f"rank correlation across up to {count} checkpoints (base, SFT, RL; the count stands beside each). 95 % "
-        "bootstrap intervals resample whole trunks and branches, since checkpoints of one run are not independent; "
-        f"none below {FEWEST} checkpoints or with too few runs. <b>Beware:</b> the quantity at the top is the best of "
-        f"{tried}, chosen on these same data, so its ρ flatters it; intervals are "
-        "not adjusted for this. Quantities are not all known for the same checkpoints. What is measured from the OOD "
+        f"rank correlation across up to {count} checkpoints (base, SFT, RL; the count stands beside each); it sees "
+        "only what rises or falls throughout: a hump has a small ρ, however tight. 95 % bootstrap intervals resample "
+        "whole trunks and branches, since checkpoints of one run are not independent; hollow marks have none, for "
+        f"want of {FEWEST} checkpoints or of enough runs. <b>Beware:</b> the quantity at the top is the best of "
+        f"{tried}, chosen on these same data, so its ρ flatters it; intervals are not adjusted for this. Not all "
+        "quantities are known for the same checkpoints: those of updates, for RL alone. What is measured from the OOD "
         "peak is 0 there by construction, so the peak is left out of it; even so the peak was chosen for its accuracy. "
         "Correlation over training time is no cause."
     )
+    if max(len(mine) for mine in by_rule.values()) > MOST:
+        caption += f" The largest {MOST} are drawn; predictors.parquet holds all."
     keys = [
         Key(name, colour)
         for name, colour, _ in FAMILIES

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from rlheals_ray.evaluation.quantities import middle_k, past
 from rlheals_ray.report.comparisons import Comparison, Comparisons
-from rlheals_ray.report.results import Accuracies, Tables, seed_interval
+from rlheals_ray.report.results import Accuracies, Row, Tables, seed_interval
 from rlheals_ray.report.weights import turns_to_peak
 from rlheals_ray.report.words import Finding, interval, number
 
@@ -164,29 +164,36 @@ def _toward(spectra: pa.Table, accuracies: Accuracies) -> list[Finding]:
 
 def _undoes(updates: pa.Table) -> list[Finding]:
     """By the cosine of RL's update with SFT's since the OOD peak, where RL started past it: below 0 in every seed
-    and interval, RL goes against it. No control runs: more SFT, or any return toward a mean, may have the same sign."""
-    rows = [
-        r
-        for r in updates.to_pylist()
-        if r["cosine"] is not None and r["a"] not in (None, "base") and r["b"] and past(r["a"], r["b"])
-    ]
+    and in its interval, and further below than the cosine with all of SFT since the base from the same starts.
+
+    No control runs: more SFT, or any return toward a mean, may have the same sign.
+    """
+    rows = [r for r in updates.to_pylist() if r["cosine"] is not None and r["a"] and r["b"]]
     k = middle_k(rows)
+    mine = [r for r in rows if r["k"] == k and r["a"] != "base" and past(r["a"], r["b"])]
+    starts = {r["b"] for r in mine}
+    peak = _means_by_seed(mine)
+    base = _means_by_seed([r for r in rows if r["k"] == k and r["a"] == "base" and r["b"] in starts])
+    if not peak:
+        return []
+    low, high = seed_interval(peak)
+    over = "" if low is None or high is None else f"{interval(low, high)} over seeds"
+    cosine = number(fmean(peak), signed=True)
+    told = f"the cosine of the two updates, ΔW of SFT from the peak and ΔW of RL, is {cosine}{over}"
+    if base:
+        told += f"; with ΔW of SFT from the base it is {number(fmean(base), signed=True)}"
+    if max(peak) >= 0 or (high is not None and high >= 0):
+        return [Finding("undoes", f"RL does not undo what SFT did past the OOD peak: {told}.", False)]
+    if base and fmean(base) <= fmean(peak):
+        text = f"RL goes against SFT as a whole, no more against what SFT did past the OOD peak: {told}."
+        return [Finding("undoes", text, None)]
+    caution = "No control was run: more SFT from the same checkpoint might have the same sign."
+    text = f"RL goes against part of what SFT did past the OOD peak: {told}. {caution}"
+    return [Finding("undoes", text, True)]
+
+
+def _means_by_seed(rows: Sequence[Row]) -> list[float]:
     seeds: dict[int | None, list[float]] = {}
     for row in rows:
-        if row["k"] == k:
-            seeds.setdefault(row["seed"], []).append(row["cosine"])
-    if not seeds:
-        return []
-    means = [fmean(values) for values in seeds.values()]
-    low, high = seed_interval(means)
-    over = "" if low is None or high is None else f"{interval(low, high)} over seeds"
-    cosine = number(fmean(means), signed=True)
-    told = f"the cosine of the two updates, ΔW of SFT from the peak and ΔW of RL, is {cosine}{over}"
-    caution = "No control was run: more SFT from the same checkpoint might have the same sign."
-    if max(means) < 0 and (high is None or high < 0):
-        return [
-            Finding(
-                "undoes", f"RL goes against part of what SFT did past the OOD peak: {told}. {caution}", True
-            )
-        ]
-    return [Finding("undoes", f"RL does not undo what SFT did past the OOD peak: {told}.", False)]
+        seeds.setdefault(row["seed"], []).append(row["cosine"])
+    return [fmean(values) for values in seeds.values()]

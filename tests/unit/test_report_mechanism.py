@@ -246,6 +246,15 @@ def test_rl_undoes_sft_only_where_every_seed_goes_against_it(cosine: float, said
     assert said in found.text and found.supported is (cosine < 0)
 
 
+def test_rl_that_goes_against_all_of_sft_is_no_undoing_of_what_was_forgotten() -> None:
+    rows = [
+        row | {"cosine": -0.4 if row["a"] == "base" else -0.3}
+        for row in updates((0, 1), 6, (60,), 30, 0).to_pylist()
+    ]
+    found = by_kind({"updates": rows_of("updates", rows)})["undoes"]
+    assert "RL goes against SFT as a whole" in found.text and found.supported is None
+
+
 def test_rl_from_before_the_peak_undoes_nothing() -> None:
     assert "undoes" not in by_kind({"updates": updates((0, 1), 6, (0, 4), 30, -0.3)})
 
