@@ -27,7 +27,7 @@ Point: TypeAlias = tuple[int, float]
 """(k, t): how many directions, and how far they go."""
 
 COLUMNS = 128
-"""Singular vectors taken to float64 at a time: what is held beside the result stays small."""
+"""Singular vectors multiplied at a time: what is held beside the result stays small."""
 
 
 def recombine(
@@ -65,6 +65,8 @@ class Recombination:
     recipient: Factors
     donor: Factors
     part: str = "top"
+    dtype: torch.dtype = torch.float64
+    """In which `concatenate` adds up."""
 
     def __post_init__(self) -> None:
         for name, factor, other in zip(("U", "S", "Vh"), self.recipient, self.donor, strict=True):
@@ -92,9 +94,9 @@ class Recombination:
     def edited(
         self, points: Sequence[Point], factors: str = "UV", mode: str = "concatenate"
     ) -> Iterator[tuple[Point, torch.Tensor]]:
-        """`recombine` at every (k, t), in ascending order; each matrix is (m, n) float64, valid until the next.
+        """`recombine` at every (k, t), in ascending order.
 
-        Raises ValueError as `recombine` does, before the first.
+        Each matrix is (m, n), float64 or as `dtype`, and valid until the next. Raises ValueError as `recombine` does, before the first.
         """
         if factors not in ("UV", "S", "USV"):
             raise ValueError(f"factors={factors!r}; choose 'UV', 'S' or 'USV'")
@@ -164,17 +166,18 @@ class Recombination:
         return slice(self.rank - k, self.rank), slice(0, self.rank - k)
 
     def products(self, block: slice, factors: str, onto: torch.Tensor, sign: float = 1.0) -> None:
-        """Add sign · Σ σ_i u_i v_iᵀ of a block's triplets to `onto` (m, n) float64; factors "": the recipient's."""
+        """Add sign · Σ σ_i u_i v_iᵀ of a block to `onto` (m, n), in its dtype; factors "": the recipient's."""
         U = self.donor[0] if "U" in factors else self.recipient[0]
         S = self.donor[1] if "S" in factors else self.recipient[1]
         Vh = self.donor[2] if "V" in factors else self.recipient[2]
         for start in range(block.start, block.stop, COLUMNS):
             columns = slice(start, min(start + COLUMNS, block.stop))
-            onto.addmm_(U[:, columns].double() * S[columns].double(), Vh[columns].double(), alpha=sign)
+            left = U[:, columns].to(onto.dtype) * S[columns].to(onto.dtype)
+            onto.addmm_(left, Vh[columns].to(onto.dtype), alpha=sign)
 
     def zeros(self) -> torch.Tensor:
-        """(m, n) float64."""
-        return torch.zeros(self.recipient[0].shape[0], self.recipient[2].shape[1], dtype=torch.float64)
+        """(m, n) in `dtype`."""
+        return torch.zeros(self.recipient[0].shape[0], self.recipient[2].shape[1], dtype=self.dtype)
 
 
 def _concatenate(

@@ -71,7 +71,8 @@ def edited_matrices(
     for (which, mode, part), group in groupby(edits, key=_shared):
         points = {(variant.k, variant.t): variant for variant in group}
         try:
-            pair = Recombination(*both(), part)
+            own, other = both()
+            pair = Recombination(own, other, part, _precision(recipient, own, other))
             smallest = pair.smallest(variant.k for variant in points.values() if variant.mixes)
             for point, matrix in pair.edited(list(points), which, mode):
                 variant = points[point]
@@ -101,7 +102,8 @@ class Ways:
         # Differences of stored values are exact in float32, or all but; sums of their products need float64.
         wide = torch.float64 in (recipient.dtype, donor.dtype)
         self._dtype = torch.float64 if wide else torch.float32
-        self.donor_donor = math.fsum(_dot(whole, whole) for whole in map(self._whole, self._blocks()))
+        wholes = (self._whole(block, recipient[block].to(self._dtype)) for block in self._blocks())
+        self.donor_donor = math.fsum(_dot(whole, whole) for whole in wholes)
         """‖ΔW_donor‖²."""
 
     def edited(self, matrix: torch.Tensor, smallest: float | None = None) -> Edited:
@@ -113,7 +115,7 @@ class Ways:
         for block in self._blocks():
             before = self._recipient[block].to(self._dtype)
             edit = (written[block].to(self._dtype) - before).flatten().double()
-            edit_donor += _dot(edit, self._whole(block))
+            edit_donor += _dot(edit, self._whole(block, before))
             edit_edit += _dot(edit, edit)
             if rounds:
                 meant = (matrix[block].to(self._dtype) - before).flatten().double()
@@ -123,13 +125,19 @@ class Ways:
         length = math.sqrt(exact if rounds else edit_edit)
         return Edited(written, Way(edit_donor, edit_edit, self.donor_donor, length, smallest))
 
-    def _whole(self, block: slice) -> torch.Tensor:
-        whole = self._donor[block].to(self._dtype) - self._recipient[block].to(self._dtype)
-        return whole.flatten().double()
+    def _whole(self, block: slice, before: torch.Tensor) -> torch.Tensor:
+        return (self._donor[block].to(self._dtype) - before).flatten().double()
 
     def _blocks(self) -> Iterator[slice]:
         rows = max(1, ELEMENTS // self._recipient.shape[1])
         return (slice(start, start + rows) for start in range(0, self._recipient.shape[0], rows))
+
+
+def _precision(recipient: torch.Tensor, own: Factors, other: Factors) -> torch.dtype:
+    """In which products are added up: float32 errs by 1e-7 of the larger matrix, far below what rounding to 16 bits
+    does, unless one matrix is much larger than the other."""
+    scales = float(own[1][0]), float(other[1][0])
+    return torch.float32 if recipient.itemsize == 2 and max(scales) < 10 * min(scales) else torch.float64
 
 
 def _dot(a: torch.Tensor, b: torch.Tensor) -> float:

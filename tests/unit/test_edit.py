@@ -232,6 +232,25 @@ def test_the_recipient_s_dtype_is_kept(tmp_path: Path) -> None:
     assert 0 < report.projection < 1
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_edits_of_16_bits_are_the_float32_ones_rounded(tmp_path: Path, dtype: torch.dtype) -> None:
+    """What is added up from k to k is exact enough that only the last bit may differ, where a value is a tie."""
+    ks = (1, 2, 3, 5, 8)
+    edit = Edit(
+        checkpoint(tmp_path / "donor", 1, dtype), checkpoint(tmp_path / "recipient", 2, dtype), roles=("q",)
+    )
+    orders = [Order(replace(edit, k=k), str(tmp_path / str(k))) for k in ks]
+    run_edits(orders, str(tmp_path / "factors"), str(tmp_path / "pieces"), 0)
+    sides = [Checkpoint(d).tensor(Q0) for d in (edit.recipient_directory, edit.donor_directory)]
+    for k in ks:
+        expected = recombine(decompose(sides[0]), decompose(sides[1]), k)
+        found = Checkpoint(tmp_path / str(k)).tensor(Q0)
+        assert float((found.double() - expected).abs().max()) <= torch.finfo(dtype).eps * float(
+            expected.abs().max()
+        )
+        assert float((found == expected.to(dtype)).float().mean()) > 0.95
+
+
 # --- refusals
 
 
