@@ -96,7 +96,8 @@ class Recombination:
     ) -> Iterator[tuple[Point, torch.Tensor]]:
         """`recombine` at every (k, t), in ascending order.
 
-        Each matrix is (m, n), float64 or as `dtype`, and valid until the next. Raises ValueError as `recombine` does, before the first.
+        Each matrix is (m, n), float64 or as `dtype`, and valid until the next.
+        Raises ValueError as `recombine` does, before the first.
         """
         if factors not in ("UV", "S", "USV"):
             raise ValueError(f"factors={factors!r}; choose 'UV', 'S' or 'USV'")
