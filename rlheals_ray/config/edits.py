@@ -50,7 +50,7 @@ Fractions = Annotated[
 ]
 Groups = Annotated[tuple[Annotated[tuple[Role, ...], Field(min_length=1)], ...], BeforeValidator(_groups)]
 
-ANCHOR = re.compile(r"base|peak|latest|sft-\d+|rl-\d+-\d+")
+ANCHOR = re.compile(r"base|peak|latest|healed|sft-\d+|rl-\d+-\d+")
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ class EditVariant:
 class EditSettings(Settings):
     """Which factors of which checkpoint replace those of another; lists span a grid, and controls always run.
 
-    donor, recipient: base, peak (of OOD), latest (of the trunk), sft-STEP, or rl-SFT_STEP-RL_STEP.
+    donor, recipient: base; peak (of OOD); latest (of the trunk); healed (of RL from past the peak, the end with the
+    best OOD accuracy); sft-STEP; or rl-SFT_STEP-RL_STEP.
     """
 
     donor: str = "peak"
@@ -101,7 +102,9 @@ class EditSettings(Settings):
     @classmethod
     def _anchor(cls, name: str) -> str:
         if not ANCHOR.fullmatch(name):
-            raise ValueError("name base, peak, latest, sft-STEP or rl-SFT_STEP-RL_STEP, for example sft-60")
+            raise ValueError(
+                "name base, peak, latest, healed, sft-STEP or rl-SFT_STEP-RL_STEP, for example sft-60"
+            )
         return name
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from rlheals_ray import tables
 from rlheals_ray.config import EditSettings, EditVariant
-from rlheals_ray.grid.peaks import named_checkpoint, peak_step, probed_seeds
+from rlheals_ray.grid.peaks import anchors, named_checkpoint, probed_seeds
 from rlheals_ray.grid.probes import probe_all
 from rlheals_ray.grid.progress import StageProgress
 from rlheals_ray.grid.session import Session
@@ -45,10 +45,10 @@ def planned_edits(session: Session) -> list[PlannedEdit]:
     """
     planned: dict[str, PlannedEdit] = {}
     for seed in probed_seeds(session):
-        peak = peak_step(session, seed)
+        steps = anchors(session, seed)
         for settings in session.study.edits:
             donor, recipient = (
-                named_checkpoint(session, seed, anchor, peak)
+                named_checkpoint(session, seed, anchor, steps)
                 for anchor in (settings.donor, settings.recipient)
             )
             if donor is None or recipient is None or donor == recipient:
@@ -56,7 +56,7 @@ def planned_edits(session: Session) -> list[PlannedEdit]:
             for variant in settings.variants(session.study.spectra.roles):
                 group = (edit_group(seed, settings, variant, session.study.spectra.roles), variant)
                 for kind in edit_kinds(variant):
-                    unit, probe = session.units.edit(seed, settings, variant, kind, peak)
+                    unit, probe = session.units.edit(seed, settings, variant, kind, steps)
                     before = planned.get(unit.name)
                     planned[unit.name] = PlannedEdit(
                         unit,

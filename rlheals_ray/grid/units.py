@@ -177,13 +177,20 @@ class StudyUnits:
         )
 
     def edit(
-        self, seed: int, edit: EditSettings, variant: EditVariant, kind: str, peak: int
+        self, seed: int, edit: EditSettings, variant: EditVariant, kind: str, steps: Mapping[str, int]
     ) -> tuple[Unit, Probe]:
-        """The unit that writes an edited checkpoint, and its probe."""
+        """The unit that writes an edited checkpoint, and its probe.
+
+        steps: the SFT steps that were found for `peak` and, where an edit names it, `healed`.
+        """
         roles = self.study.spectra.roles
         name = edit_name(seed, edit, variant, kind, roles)
         # A control has no more inputs than shape it: the swap of the same matrices is one, whatever edit it is for.
         how = dataclasses.asdict(variant) if kind != "weight_swap" else {"whose": edit_whose(variant, roles)}
+        named = (edit.donor, edit.recipient)
+        found = {"peak": steps["peak"] if "peak" in named else None}
+        if "healed" in named:
+            found["healed"] = steps["healed"]
         unit = Unit(
             f"edit/{name}",
             fingerprint(
@@ -191,18 +198,18 @@ class StudyUnits:
                 variant=how,
                 roles=variant.roles,
                 kind=kind,
-                peak=peak if "peak" in (edit.donor, edit.recipient) else None,
-                donor=(edit.donor, self._made_by(seed, edit.donor)),
-                recipient=(edit.recipient, self._made_by(seed, edit.recipient)),
+                donor=(edit.donor, self._made_by(seed, edit.donor, steps)),
+                recipient=(edit.recipient, self._made_by(seed, edit.recipient, steps)),
+                **found,
             ),
         )
         return unit, self._probe(f"edit/{name}", unit.fingerprint, "edit", seed, None, None)
 
-    def _made_by(self, seed: int, anchor: str) -> str:
+    def _made_by(self, seed: int, anchor: str, steps: Mapping[str, int]) -> str:
         """Fingerprint of the unit that makes the checkpoint which an edit calls `anchor`."""
-        kind, *steps = anchor.split("-")
-        if kind == "rl":
-            return self.branch(seed, int(steps[0])).fingerprint
+        kind, *numbers = anchor.split("-")
+        if kind in ("rl", "healed"):
+            return self.branch(seed, int(numbers[0]) if numbers else steps["healed"]).fingerprint
         return self.base.fingerprint if kind == "base" else self.trunk(seed).fingerprint
 
     def _probe(

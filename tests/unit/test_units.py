@@ -9,10 +9,10 @@ from rlheals_ray.config import load_study
 from rlheals_ray.grid.units import StudyUnits, edit_kinds
 from rlheals_ray.storage import Unit
 
-PEAK = 8
+PEAK, HEALED = 8, 15
 
 
-def all_units(*overrides: str, peak: int = PEAK) -> dict[str, str]:
+def all_units(*overrides: str, peak: int = PEAK, healed: int = HEALED) -> dict[str, str]:
     """Name to fingerprint of every unit of the nano study."""
     study = load_study("nano", overrides)
     units = StudyUnits(study)
@@ -27,7 +27,8 @@ def all_units(*overrides: str, peak: int = PEAK) -> dict[str, str]:
             for edit in study.edits:
                 for variant in edit.variants(study.spectra.roles):
                     for kind in edit_kinds(variant):
-                        unit, probe = units.edit(seed, edit, variant, kind, peak)
+                        steps = {"peak": peak, "healed": healed}
+                        unit, probe = units.edit(seed, edit, variant, kind, steps)
                         if unit.name not in shared:
                             yield from (unit, probe.unit)
                         assert shared.setdefault(unit.name, unit.fingerprint) == unit.fingerprint
@@ -43,9 +44,9 @@ def all_units(*overrides: str, peak: int = PEAK) -> dict[str, str]:
 NANO = all_units()
 
 
-def changed(*overrides: str, peak: int = PEAK) -> set[str]:
+def changed(*overrides: str, peak: int = PEAK, healed: int = HEALED) -> set[str]:
     """Kinds of units (`sft`, `probe/rl`, ...) that exist with and without the change and differ."""
-    others = all_units(*overrides, peak=peak)
+    others = all_units(*overrides, peak=peak, healed=healed)
     common = NANO.keys() & others.keys()
     assert common
     by_kind: dict[str, set[bool]] = {}
@@ -57,7 +58,7 @@ def changed(*overrides: str, peak: int = PEAK) -> set[str]:
 
 def kind_of(name: str) -> str:
     parts = name.split("/")
-    healed = " of a branch" if "-into-rl-" in name else ""
+    healed = " of a branch" if "-into-healed" in name else ""
     return "/".join(parts[: 2 if parts[0] == "probe" else 1]) + healed
 
 
@@ -152,6 +153,7 @@ def test_another_start_of_rl_adds_branches_and_keeps_those_there() -> None:
 
 def test_another_peak_redoes_what_is_measured_from_it() -> None:
     assert changed(peak=10) == {"spectra"} | EDITS
+    assert changed(healed=30) == EDITS_OF_BRANCHES
 
 
 def test_a_probe_is_named_after_the_checkpoint_it_scores() -> None:
