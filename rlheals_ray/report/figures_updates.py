@@ -8,6 +8,7 @@ from statistics import fmean
 import pyarrow as pa
 
 from rlheals_ray.evaluation.quantities import middle_k, past
+from rlheals_ray.report.comparisons import checkpoint_label
 from rlheals_ray.report.figures import (
     GREY,
     PURPLE,
@@ -20,6 +21,7 @@ from rlheals_ray.report.figures import (
     step_line,
 )
 from rlheals_ray.report.results import place_of
+from rlheals_ray.report.words import number
 
 
 def updates(table: pa.Table) -> Figure | None:
@@ -27,7 +29,8 @@ def updates(table: pa.Table) -> Figure | None:
 
     From the base: does RL go on where SFT went? From the OOD peak: does RL undo what SFT did past it?
     """
-    rows = [row for row in table.to_pylist() if row["cosine"] is not None and row["a"] and row["b"]]
+    rows = [row for row in table.to_pylist() if row["cosine"] is not None and row["a"] and place_of(row["b"])]
+    rows = [row for row in rows if row["a"] == "base" or past(row["a"], row["b"])]
     k = middle_k(rows)
     rows = [row for row in rows if row["k"] == k]
     if not rows:
@@ -92,3 +95,41 @@ def updates(table: pa.Table) -> Figure | None:
     )
     keys = [*shown, *([Key("random subspaces", GREY, "dash")] if nulls else [])]
     return Figure("updates", "RL’s update beside SFT’s", figure, caption, keys)
+
+
+def by_role(table: pa.Table) -> list[tuple[str, ...]]:
+    """Rows (pair of updates, role, k, matrices, cosine, angle, null angle) as text; seeds together.
+
+    The updates of a study are told by where they start: from the base, or from the peak on.
+    """
+    groups: dict[tuple[str, str, int], list[dict[str, float | None]]] = {}
+    for row in table.to_pylist():
+        if row["cosine"] is None or not row["a"] or not row["b"] or not row["c"]:
+            continue
+        if place_of(row["b"]) and row["a"] != "base" and not past(row["a"], row["b"]):
+            continue
+        labels = [checkpoint_label(row[name]) for name in "abc"]
+        which = " → ".join(labels)
+        if place_of(row["b"]):
+            which = "SFT from the base, then RL" if row["a"] == "base" else "SFT from the OOD peak, then RL"
+        groups.setdefault((which, row["role"] or "?", row["k"] or 0), []).append(row)
+
+    def mean(members: list[dict[str, float | None]], columns: tuple[str, ...], scale: float) -> float | None:
+        known = [value for row in members for name in columns if (value := row[name]) is not None]
+        return scale * fmean(known) if known else None
+
+    def angle(value: float | None) -> str:
+        return "–" if value is None else f"{value:.1f}°"
+
+    return [
+        (
+            which,
+            role,
+            str(k or "all"),
+            str(len(members)),
+            number(mean(members, ("cosine",), 1), signed=True),
+            angle(mean(members, ("angle_u_mean", "angle_v_mean"), degrees(1))),
+            angle(mean(members, ("null_angle_u", "null_angle_v"), degrees(1))),
+        )
+        for (which, role, k), members in sorted(groups.items())
+    ]

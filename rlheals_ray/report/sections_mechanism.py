@@ -56,6 +56,9 @@ def spectra_section(tables: Tables, accuracies: Accuracies) -> Section:
         "turn",
     )
     section.tables.append(Table("By role, over all pairs", heads, figures_weights.by_role(comparisons)))
+    if lines := figures_updates.by_role(tables["updates"]):
+        columns = ("updates", "role", "k", "matrices", "cosine", "angle", "null angle")
+        section.tables.append(Table("Two updates one after the other, by role", columns, lines))
     section.lines.append(
         "Stretch and turn: shares of ‖ΔW‖² within the k leading subspaces, on and off the diagonal of "
         "UᵀΔWV. Nearly all of a random change is off the diagonal too, so a large turn alone is no "

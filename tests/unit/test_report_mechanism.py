@@ -88,9 +88,13 @@ def test_a_directory_with_comparisons_alone_has_a_short_page_about_them(tmp_path
     rows = [row for row in rows if row["matrix"]][:84]
     (tmp_path / "tables").mkdir()
     pq.write_table(rows_of("spectra", rows), tmp_path / "tables" / "spectra.parquet")
+    both = {"a": "/models/base", "b": "/models/sft", "c": "/models/rl"}
+    of = [row | both for row in updates((0,), 6, (60,), 30, -0.3).to_pylist()[:12]]
+    pq.write_table(rows_of("updates", of), tmp_path / "tables" / "updates.parquet")
     page = build_report(tmp_path).read_text()
     assert {"spectra", "angles", "layers"} == set(drawn(page))
     assert "models/Qwen2.5-7B → models/Qwen2.5-7B-Instruct" in page
+    assert "base → models/sft → models/rl" in page
     assert "Weights rotate more than their singular values drift: over all pairs" in page
     for of_a_study in ("Not there yet", "Where RL heals", "jobs/grid.py", "How long should SFT run"):
         assert of_a_study not in page.split("<script>")[0], of_a_study
