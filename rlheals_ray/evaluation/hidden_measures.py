@@ -17,6 +17,8 @@ POOLED = 2000
 """Most states from which a bandwidth is taken."""
 FEWEST = 10
 """Checkpoints below which t-SNE is not drawn: its neighbourhoods would be the whole."""
+FEWEST_PROMPTS = 4
+"""Prompts below which the unbiased HSIC is not defined."""
 CONSTANT = 1e-9
 """Spread, relative to the states' size, below which states are the same for every prompt."""
 
@@ -40,8 +42,8 @@ def linear_cka(a: npt.ArrayLike, b: npt.ArrayLike) -> float | None:
 def _u_centred_gram(states: npt.ArrayLike) -> Floats | None:
     x = np.asarray(states, dtype=np.float64)
     n = len(x)
-    if n < 4:
-        raise ValueError(f"the unbiased HSIC needs at least 4 prompts, got {n}")
+    if n < FEWEST_PROMPTS:
+        raise ValueError(f"the unbiased HSIC needs at least {FEWEST_PROMPTS} prompts, got {n}")
     size = np.abs(x).max()
     x = x - x.mean(axis=0)  # changes nothing but rounding: some directions of a transformer have a huge mean
     if np.abs(x).max() <= CONSTANT * size:
@@ -108,8 +110,8 @@ def likenesses(states: npt.ArrayLike, pairs: Sequence[tuple[int, int]]) -> list[
     bandwidth = median_bandwidth(x.reshape(-1, x.shape[-1]))
     return [
         Likeness(
-            linear_cka(x[a], x[b]),
-            None if bandwidth is None else mmd2(x[a], x[b], bandwidth),
+            linear_cka(x[a], x[b]) if x.shape[1] >= FEWEST_PROMPTS else None,
+            None if bandwidth is None or x.shape[1] < 2 else mmd2(x[a], x[b], bandwidth),
             mean_cosine(x[a], x[b]),
         )
         for a, b in pairs

@@ -5,6 +5,7 @@ Tasks of one CPU and one thread, each taking several checkpoints; resumable per 
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ from rlheals_ray.storage import Unit, write_parquet
 
 HIDDEN = "hidden"
 """Where a study keeps what was collected of each checkpoint."""
+FIXED_BYTES, BYTES_PER_PARAMETER = 1 << 30, 5
+"""Memory of a task: the process with its states, and a float32 model beside the base's head."""
 
 
 def hidden_stage(session: Session) -> None:
@@ -110,14 +113,13 @@ def _collect(
     progress.skip(len(wanted) - len(pending))
     base, last_tokens = str(session.files.checkpoint(BASE)), session.study.hidden.last_tokens
     held = ray.put(list(asked))
-    # UNTESTED on GPUs: a task takes one where one is free, which while engines and learners live is seldom.
-    gpus = 1 if ray.available_resources().get("GPU", 0) >= 1 else 0
+    task = _collect_share.options(**_resources(base))
 
     def one(share: Sequence[Probe]) -> None:
         left = list(share)
         try:
             orders = [_order(session, probe) for probe in share]
-            for reference in _collect_share.options(num_gpus=gpus).remote(orders, base, held, last_tokens):
+            for reference in task.remote(orders, base, held, last_tokens):
                 failure, probe = ray.get(reference), left.pop(0)
                 if failure:
                     session.failures[session.units.hidden_states(probe).name] = failure
@@ -129,6 +131,26 @@ def _collect(
     slots = min(session.task_slots, len(pending))
     side_by_side(one, [pending[slot::slots] for slot in range(slots)], slots)
     progress.end()
+
+
+def _resources(base: str) -> dict[str, float]:
+    """What a task asks Ray for, so that no node runs more of them than its memory holds.
+
+    Raises RuntimeError where no node has the memory for one, which Ray would wait for in vain.
+    """
+    from rlheals_ray.models.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint(base)
+    parameters = sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names())
+    memory = FIXED_BYTES + BYTES_PER_PARAMETER * parameters
+    largest = max(node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"])
+    if memory > largest:
+        raise RuntimeError(
+            f"hidden states need {memory / 2**30:.1f} GiB for one checkpoint in float32, and the largest node offers "
+            f"{largest / 2**30:.1f} GiB; add a larger node, or set hidden=null"
+        )
+    # UNTESTED on GPUs: a task takes one where one is free, which while engines and learners live is seldom.
+    return {"memory": memory, "num_gpus": 1 if ray.available_resources().get("GPU", 0) >= 1 else 0}
 
 
 def _order(session: Session, probe: Probe) -> Order:

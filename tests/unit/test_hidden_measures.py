@@ -191,6 +191,14 @@ def test_constant_layers_have_a_cosine_only() -> None:
     assert found.cosine == pytest.approx(1)
 
 
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_few_prompts_leave_out_what_they_do_not_define(n: int) -> None:
+    found = likenesses(normal(0, 2, n, 5), [(0, 1)])[0]
+    assert found.cka is None
+    assert (found.mmd2 is None) == (n < 2)
+    assert -1 <= found.cosine <= 1
+
+
 # --- paths
 
 
