@@ -178,7 +178,7 @@ def test_the_tail_is_the_top_of_the_reversed_order() -> None:
         for i in range(6)
         for U, S, Vh in [donor if i >= 4 else own]
     )
-    assert torch.allclose(tail, expected, atol=1e-5)
+    assert torch.allclose(tail, torch.as_tensor(expected), atol=1e-5)
 
 
 @few
