@@ -44,7 +44,7 @@ def _run(parsed: argparse.Namespace) -> int:
     roles, ks = tuple(parsed.roles.split(",")), tuple(_number(k) for k in parsed.k.split(","))
     if unknown := sorted(set(roles) - set(ROLES)):
         raise InputError(f"--roles (got {unknown}) are unknown; choose from {list(ROLES)}.")
-    # Torch and Ray take seconds to load: only now that the words are right.
+    # Ray takes seconds to load: only now that the words are right.
     from rlheals_ray.spectra.compare import Pair, compare, matching_shapes
     from rlheals_ray.spectra.updates import Chain, compare_updates
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 from safetensors.torch import save_file
 
@@ -115,9 +116,12 @@ def test_killed_at_a_random_moment_it_resumes_matrix_by_matrix(trunk: list[str],
     assert all(row["cosine"] == pytest.approx(0, abs=0.1) for row in updates.to_pylist())
 
 
-def test_three_checkpoints_as_a_user_compares_them(trunk: list[str], tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    ended = run("--a", trunk[0], "--b", trunk[1], "--c", trunk[2], "--out", str(out), "--roles", "k")
+def test_three_checkpoints_as_a_user_compares_them(
+    ray_cluster: None, trunk: list[str], tmp_path: Path
+) -> None:
+    out, address = tmp_path / "out", ray.get_runtime_context().gcs_address
+    models = ("--a", trunk[0], "--b", trunk[1], "--c", trunk[2])
+    ended = run(*models, "--out", str(out), "--roles", "k", "--address", address)
     assert ended.returncode == 0, ended.stderr
     spectra, updates = (pq.read_table(out / "tables" / f"{name}.parquet") for name in ("spectra", "updates"))
     assert (spectra.schema, updates.schema) == (tables.SPECTRA, tables.UPDATES)
