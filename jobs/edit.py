@@ -9,4 +9,5 @@ if __name__ == "__main__":
         sys.exit(main())
     from rlheals_ray.grid.command import main as study
 
-    sys.exit(study("edit", "Write and probe a study's rotation edits and controls (any two checkpoints: --donor --help)."))
+    what = "Write and probe a study's rotation edits and their controls (for any two checkpoints: --donor --help)."
+    sys.exit(study("edit", what))
