@@ -29,21 +29,52 @@ def edit_findings(
         return []
     names = {name for group in groups for by_seed in group.checkpoints.values() for name in by_seed.values()}
     paired = Paired(tables["episodes"], names, clusters)
-    if len(groups) <= FEW:
-        told = [_edit(group, paired) for group in groups]
+    imposing = [group for group in groups if _imposes(group)]
+    restoring = [group for group in groups if not _imposes(group)]
+    if len(restoring) <= FEW:
+        told = [_edit(group, paired) for group in restoring]
     else:
-        best = max(groups, key=lambda group: group.bars["ood"]["edit"].value)
-        told = [_edit(best, paired, of=len(groups)), _counts(groups, paired)]
-    return [*told, *(_dose(family) for family in rows_along(groups, "t")[:FEW])]
+        best = max(restoring, key=lambda group: group.bars["ood"]["edit"].value)
+        told = [_edit(best, paired, of=len(restoring)), _counts(restoring, paired)]
+    doses = [_dose(family) for family in rows_along(restoring, "t")[:FEW]]
+    return [*told, *doses, *(_impose(group, paired) for group in imposing[:FEW])]
 
 
-def _compared(group: EditGroup, kind: str, paired: Paired) -> Difference | None:
+def _imposes(group: EditGroup) -> bool:
+    """Whether the donor is the worse one, so that the edit is to spoil what the recipient can do."""
+    bars = group.bars["ood"]
+    return "donor" in bars and "recipient" in bars and bars["donor"].value < bars["recipient"].value
+
+
+def _impose(group: EditGroup, paired: Paired) -> Finding:
+    """Shown when the edit stands below the recipient and below every control that ran, the weight swap included."""
+    bars = group.bars["ood"]
+    edit = bars["edit"]
+    lowered = sign_against(group, "recipient", paired) == -1
+    signs = {kind: sign_against(group, kind, paired) for kind in CONTROL_KINDS}
+    verb = "lowers OOD accuracy to" if lowered else "does not lower OOD accuracy:"
+    text = f"Imposing the worse checkpoint ({group.label}) {verb} {number(edit.value)}{interval(edit.low, edit.high)}"
+    text += f"; recipient {number(bars['recipient'].value)} and donor {number(bars['donor'].value)}."
+    beside = [
+        f"{ {1: 'higher than', 0: 'no different from', -1: 'lower than'}[sign] } {WORDS[kind]}, "
+        f"{number(bars[kind].value)}{_by(group, kind, paired)}"
+        for kind, sign in signs.items()
+        if sign is not None
+    ]
+    if beside:
+        text += f" It ends {'; '.join(beside)}."
+    known = [sign for sign in signs.values() if sign is not None]
+    shown = None if signs["weight_swap"] is None else lowered and all(sign == -1 for sign in known)
+    return Finding("impose", text, shown)
+
+
+def _compared(group: EditGroup, kind: str, paired: Paired, alpha: float = 0.05) -> Difference | None:
     """The edit minus a control, recipient or donor, seed by seed on the same problems; None where not known."""
     mine, others = group.checkpoints.get("edit", {}), group.checkpoints.get(kind, {})
-    return paired.difference((mine[seed], others[seed]) for seed in mine if seed in others)
+    return paired.difference(((mine[seed], others[seed]) for seed in mine if seed in others), alpha)
 
 
-def sign_against(group: EditGroup, kind: str, paired: Paired) -> int | None:
+def sign_against(group: EditGroup, kind: str, paired: Paired, alpha: float = 0.05) -> int | None:
     """1 or −1 where the edit is above or below, else 0; None where there is nothing to compare with.
 
     By the paired interval where both were probed problem by problem, else by whether intervals stand apart.
@@ -51,7 +82,7 @@ def sign_against(group: EditGroup, kind: str, paired: Paired) -> int | None:
     bars = group.bars["ood"]
     if kind not in bars:
         return None
-    difference = _compared(group, kind, paired)
+    difference = _compared(group, kind, paired, alpha)
     if difference is not None:
         return difference.sign
     return 1 if _above(bars["edit"], bars[kind]) else -1 if _above(bars[kind], bars["edit"]) else 0
@@ -107,29 +138,34 @@ def _by(group: EditGroup, kind: str, paired: Paired) -> str:
     difference = _compared(group, kind, paired)
     if difference is None:
         return ""
-    return f" ({number(difference.value, signed=True)}{interval(difference.low, difference.high)})"
+    # Three digits: the two of an accuracy would round an end of the interval onto 0.
+    value, low, high = (f"{x:+.3f}".replace("-", "−").replace("0.", ".") for x in difference)
+    return f" ({value} [{low}, {high}])"
 
 
 def _counts(groups: Sequence[EditGroup], paired: Paired) -> Finding:
-    """Shown when some edit stands above the recipient and all of the controls that ran with it."""
-    signs = [
-        {kind: sign_against(group, kind, paired) for kind in ("recipient", *CONTROL_KINDS)}
-        for group in groups
-    ]
+    """Shown when some edit stands above the recipient and all of the controls that ran with it, also after
+    Bonferroni's correction for the number of edits."""
+    kinds = ("recipient", *CONTROL_KINDS)
+    signs = [{kind: sign_against(group, kind, paired) for kind in kinds} for group in groups]
     parts = []
     for kind, words in {"recipient": "the recipient", **WORDS}.items():
         known = [mine[kind] for mine in signs if mine[kind] is not None]
         if known:
             below = f" (below it: {sum(sign == -1 for sign in known)})" if kind != "recipient" else ""
             parts.append(f"above {words} in {sum(sign == 1 for sign in known)} of {len(known)}{below}")
-    all_of_them = sum(
-        mine["weight_swap"] is not None and all(sign in (None, 1) for sign in mine.values()) for mine in signs
-    )
+    above = [
+        group
+        for group, mine in zip(groups, signs, strict=True)
+        if mine["weight_swap"] is not None and all(sign in (None, 1) for sign in mine.values())
+    ]
+    alpha = 0.05 / len(groups)
+    lasting = sum(all(sign_against(g, kind, paired, alpha) in (None, 1) for kind in kinds) for g in above)
     text = (
-        f"Of {len(groups)} edits, OOD accuracy stands {listed(parts)}; above all of these at once: {all_of_them}. "
-        "95 % intervals, not adjusted for their number."
+        f"Of {len(groups)} edits, OOD accuracy stands {listed(parts)}, by 95 % intervals. Above all of these at once: "
+        f"{len(above)}, and {lasting} after Bonferroni’s correction for {len(groups)} edits."
     )
-    return Finding("edits", text, all_of_them > 0)
+    return Finding("edits", text, lasting > 0)
 
 
 def _dose(family: EditSeries) -> Finding:

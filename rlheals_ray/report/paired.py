@@ -14,7 +14,7 @@ from rlheals_ray.evaluation.statistics import cluster_bootstrap, percentile_inte
 
 
 class Difference(NamedTuple):
-    """Accuracy@1 of one checkpoint minus another's, mean over seeds, with its 95 % interval over problems."""
+    """Accuracy@1 of one checkpoint minus another's, mean over seeds, with an interval over problems."""
 
     value: float
     low: float
@@ -45,11 +45,11 @@ class Paired:
             self._solved.setdefault(name, {})[problem] = float(at == 1)
         self._clusters = clusters
 
-    def difference(self, pairs: Iterable[tuple[str, str]]) -> Difference | None:
+    def difference(self, pairs: Iterable[tuple[str, str]], alpha: float = 0.05) -> Difference | None:
         """Mean of first − second over pairs (one a seed) and their common problems; None where one was not probed.
 
         Each problem's difference is averaged over the seeds, since all seeds answer the same problems; clusters
-        of problems are then resampled (2000 draws).
+        of problems are then resampled, often enough that twenty draws lie beyond either end of the 1 − alpha interval.
         """
         columns = [
             {problem: mine[problem] - other[problem] for problem in mine.keys() & other.keys()}
@@ -62,8 +62,9 @@ class Paired:
         if not problems:
             return None
         values = np.array([[np.mean([column[problem] for column in columns])] for problem in problems])
-        draws = cluster_bootstrap(values, np.array([self._cluster(problem) for problem in problems]))
-        low, high = percentile_interval(draws[:, 0])
+        labels = np.array([self._cluster(problem) for problem in problems])
+        draws = cluster_bootstrap(values, labels, draws=max(2000, round(40 / alpha)))
+        low, high = percentile_interval(draws[:, 0], 1 - alpha)
         return Difference(float(values.mean()), low, high)
 
     def _cluster(self, problem: str) -> str:
