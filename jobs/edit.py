@@ -9,5 +9,5 @@ if __name__ == "__main__":
         sys.exit(main())
     from rlheals_ray.grid.command import main as study
 
-    what = "Write and probe a study's rotation edits and their controls (for any two checkpoints: --donor --help)."
+    what = "Write and probe a study's rotation edits and their controls (any two checkpoints: --donor DIR --help)."
     sys.exit(study("edit", what))
