@@ -12,7 +12,7 @@ from rlheals_ray.evaluation.quantities import middle_k, past
 from rlheals_ray.report.comparisons import Comparison, Comparisons
 from rlheals_ray.report.results import Accuracies, Row, Tables, seed_interval
 from rlheals_ray.report.weights import turns_to_peak
-from rlheals_ray.report.words import Finding, interval, number
+from rlheals_ray.report.words import Finding, interval, listed, number
 
 UNCHANGED = 0.05
 """A change of angle within this share of the angle itself is called no change."""
@@ -81,34 +81,31 @@ def _drift(comparisons: Comparisons) -> list[Finding]:
 
 
 def _noise(comparisons: Comparisons) -> list[Finding]:
-    """The ratio of the mean angle to that of Gaussian noise of the same ‖ΔW‖, at the middle k; `BEYOND` decides."""
-    every = [o for o in comparisons.means(k=comparisons.k) if o.angle() is not None and o.noise()]
-    trunk, own = _trunk(every), _own(every)
-    parts = (
-        {"between SFT checkpoints": trunk, "in RL from its own start": own}
-        if trunk or own
-        else {"over all pairs": every}
-    )
+    """The ratio of the mean angle to that of Gaussian noise of the same ‖ΔW‖, for each k; `BEYOND` decides at every k:
+    a change may turn the few leading directions more than noise does, and the many less."""
+    every = [one for one in comparisons.means() if one.angle() is not None and one.noise()]
+    parts = {"between SFT checkpoints": _trunk(every), "in RL from its own start": _own(every)}
+    if not any(parts.values()):
+        parts = {"over all pairs": every}
     told, ratios = [], []
     for where, members in parts.items():
-        if members:
-            ratio = fmean(_angles(members)) / fmean(one.noise() or 0.0 for one in members)
-            over = _over_seeds(members, lambda one: (one.angle() or 0.0) / (one.noise() or 1.0), ".1f")
-            told.append(f"{ratio:.1f} times{over} {where}")
+        by_k = []
+        for k in sorted({one.k for one in members if one.k is not None}):
+            mine = [one for one in members if one.k == k]
+            ratio = fmean(_angles(mine)) / fmean(one.noise() or 0.0 for one in mine)
+            over = _over_seeds(mine, lambda one: (one.angle() or 0.0) / (one.noise() or 1.0), ".1f")
+            by_k.append(f"{ratio:.1f}{over} at k = {k}")
             ratios.append(ratio)
+        if by_k:
+            told.append(f"{where} {listed(by_k)}")
     if not ratios:
         return []
-    what = "the angle that Gaussian noise of the same ‖ΔW‖ makes"
+    what = f"in multiples of the angle that Gaussian noise of the same ‖ΔW‖ makes, {'; '.join(told)}"
     if min(ratios) >= BEYOND:
-        text, shown = f"Rotation goes beyond noise: {' and '.join(told)} {what}", True
-    elif max(ratios) <= 1 / BEYOND:
-        text = f"The leading subspaces turn less than noise would turn them: {' and '.join(told)} {what}"
-        shown = False
-    else:
-        text = f"Rotation cannot be told from noise throughout: it is {' and '.join(told)} {what}"
-        shown = None
-    top = f" (top-{comparisons.k} subspaces)" if comparisons.k else ""
-    return [Finding("beyond_noise", f"{text}{top}.", shown)]
+        return [Finding("beyond_noise", f"Rotation goes beyond noise at every k measured: {what}.", True)]
+    if max(ratios) <= 1 / BEYOND:
+        return [Finding("beyond_noise", f"Subspaces turn less than noise would turn them: {what}.", False)]
+    return [Finding("beyond_noise", f"Rotation does not go beyond noise at every k: {what}.", None)]
 
 
 def _angles(members: Iterable[Comparison]) -> list[float]:

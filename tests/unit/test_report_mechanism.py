@@ -135,9 +135,9 @@ def test_checkpoints_are_named_in_words(name: str, label: str) -> None:
 @pytest.mark.parametrize(
     ("noise", "said", "supported"),
     [
-        (0.5, "Rotation goes beyond noise: 2.0 times", True),
+        (0.5, "Rotation goes beyond noise at every k", True),
         (2.0, "turn less than noise", False),
-        (1.0, "cannot be told", None),
+        (1.0, "does not go beyond noise at every k", None),
     ],
 )
 def test_angles_are_held_against_those_of_noise(noise: float, said: str, supported: bool | None) -> None:
@@ -147,6 +147,7 @@ def test_angles_are_held_against_those_of_noise(noise: float, said: str, support
     ]
     found = by_kind({"spectra": rows_of("spectra", rows)})["beyond_noise"]
     assert said in found.text and found.supported is supported
+    assert f"{1 / noise:.1f} at k = 8, {1 / noise:.1f} at k = 16 and {1 / noise:.1f} at k = 32" in found.text
 
 
 @pytest.mark.parametrize(("cosine", "said"), [(-0.3, "RL goes against"), (0.2, "RL does not undo")])
