@@ -16,6 +16,7 @@ import pytest
 
 from rlheals_ray.config import Study
 from rlheals_ray.evaluation.collected import fingerprint_of
+from rlheals_ray.grid import hidden as stage
 from rlheals_ray.grid.hidden import hidden_stage, hidden_unit
 from rlheals_ray.grid.peaks import peak_step
 from rlheals_ray.grid.probes import run_probe
@@ -195,3 +196,13 @@ def test_a_killed_worker_s_checkpoints_are_taken_up_where_it_was(toy: Toy, tmp_p
         found = fingerprint_of(files.root / "hidden" / f"{probe.checkpoint}.safetensors")
         assert found == session.units.hidden_states(probe).fingerprint
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "what was there was made again"
+
+
+def test_a_model_that_no_node_has_the_memory_for_is_refused_rather_than_waited_for(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, files = make_study(tmp_path / "hidden-large", toy, [0, 1])
+    monkeypatch.setattr(stage, "BYTES_PER_PARAMETER", 1 << 40)
+    with pytest.raises(RuntimeError, match=r"the largest node offers \d+\.\d GiB"):
+        hidden_stage(session_of(study, files, toy))
+    assert not list((files.root / "hidden").rglob("*.safetensors"))
