@@ -161,6 +161,7 @@ def test_the_command_writes_edits_with_their_controls_and_a_table(edit: Edit, tm
     }
 
 
+@pytest.mark.slow
 def test_the_command_leaves_nothing_of_a_diverged_checkpoint(edit: Edit, tmp_path: Path) -> None:
     tensors = contents(Path(edit.donor_directory))
     tensors["model.layers.1.mlp.down_proj.weight"][0, 0] = float("inf")

@@ -176,33 +176,6 @@ def test_transformers_loads_what_is_linked(tmp_path: Path) -> None:
     assert torch.equal(linked, own) and not torch.allclose(linked, before, atol=1e-3)
 
 
-@pytest.mark.slow
-def test_vllm_loads_what_is_linked(tmp_path: Path) -> None:
-    from tests.toy_model import write_toy_model
-
-    donor, recipient = (write_toy_model(tmp_path / str(seed), seed=seed, layers=2) for seed in (1, 2))
-    run(tmp_path, Order(Edit(str(donor), str(recipient), k=8), str(tmp_path / "linked")))
-    run(tmp_path, Order(Edit(str(donor), str(recipient), k=8), str(tmp_path / "own")), sharding="recipient")
-    script = (
-        "import sys, vllm\n"
-        "from vllm.inputs import TokensPrompt\n"
-        "llm = vllm.LLM(sys.argv[1], dtype='float32', enforce_eager=True, kv_cache_memory_bytes=64 << 20,\n"
-        "               max_model_len=64, disable_log_stats=True)\n"
-        "how = vllm.SamplingParams(temperature=0, max_tokens=8, logprobs=0, ignore_eos=True, detokenize=False)\n"
-        "out = llm.generate(TokensPrompt(prompt_token_ids=[3, 7, 9]), how)[0].outputs[0]\n"
-        "print('GOT', out.token_ids, [round(p[t].logprob, 5) for p, t in zip(out.logprobs, out.token_ids)])\n"
-    )
-    environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
-    got = [
-        subprocess.run(
-            [sys.executable, "-c", script, str(tmp_path / directory)],
-            env=environment, capture_output=True, text=True, check=True, timeout=300,
-        ).stdout.split("GOT")[1]
-        for directory in ("linked", "own")
-    ]  # fmt: skip
-    assert got[0] == got[1]
-
-
 # --- resuming, and failures
 
 
