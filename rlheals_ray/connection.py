@@ -28,11 +28,26 @@ def named_cluster(address: str | None) -> str | None:
     return address or os.environ.get("RAY_ADDRESS")
 
 
+def prepare(address: str | None = None) -> None:
+    """Set what Ray reads from the environment when it is imported, for a private cluster where none is named.
+
+    Before the first import of ray: with the token mode of another cluster the driver would wait for ever.
+    """
+    if named_cluster(address):
+        return
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # a private cluster of this process, on loopback
+    # Workers are many and mostly wait: start them side by side, and do not warn about their number.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(local_slots()))
+    # Every worker here has its own environment: those that Ray starts in advance would never be used.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+
+
 def connect(address: str | None = None) -> None:
     """Join the named cluster, or start Ray on this machine; does nothing when that was done already.
 
     Raises InputError when no cluster answers there, RuntimeError off the main thread.
     """
+    prepare(address)
     import ray  # seconds: only where there is something to run
 
     if ray.is_initialized():
@@ -55,9 +70,4 @@ def connect(address: str | None = None) -> None:
                 "check the address, or leave it out to run on this machine."
             ) from None
         return
-    # Workers are many and mostly wait: start them side by side, and do not warn about their number.
-    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(local_slots()))
-    # Every worker here has its own environment: those that Ray starts in advance would never be used.
-    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
-    os.environ["RAY_AUTH_MODE"] = "disabled"  # a private cluster of this process, on loopback
     ray.init(num_cpus=local_slots(), include_dashboard=False, **common)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rlheals_ray.command import EXIT_CODES, guarded
 from rlheals_ray.config import load_study, presets
+from rlheals_ray.connection import prepare
 
 
 def main(job: str, what: str, arguments: Sequence[str] | None = None) -> int:
@@ -27,6 +28,7 @@ def _run(job: str, parsed: argparse.Namespace) -> int:
     from rlheals_ray.grid.preflight import preflight
 
     preflight(study)  # what is wrong is told before the seconds that the next imports take
+    prepare(parsed.address)
     if parsed.plan:
         from rlheals_ray.grid.plan import print_plan
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from rlheals_ray.command import EXIT_CODES, guarded
 from rlheals_ray.config import InputError
+from rlheals_ray.connection import connect, named_cluster, prepare
 from rlheals_ray.folder import Folder
 from rlheals_ray.spectra.roles import ROLES
 from rlheals_ray.spectra.summary import print_spectra, print_updates
@@ -44,6 +45,7 @@ def _run(parsed: argparse.Namespace) -> int:
     roles, ks = tuple(parsed.roles.split(",")), tuple(_number(k) for k in parsed.k.split(","))
     if unknown := sorted(set(roles) - set(ROLES)):
         raise InputError(f"--roles (got {unknown}) are unknown; choose from {list(ROLES)}.")
+    prepare(parsed.address)
     # Ray takes seconds to load: only now that the words are right.
     from rlheals_ray.spectra.compare import Pair, compare, matching_shapes
     from rlheals_ray.spectra.updates import Chain, compare_updates
@@ -109,8 +111,6 @@ def _nothing_left_of_wrong_input(*folders: Folder) -> Iterator[None]:
 def _workers(parsed: argparse.Namespace) -> tuple[int, float]:
     """Join or start Ray: how many tasks side by side, and GPUs for each."""
     import ray
-
-    from rlheals_ray.connection import connect, named_cluster
 
     connect(parsed.address)
     if not named_cluster(parsed.address):
