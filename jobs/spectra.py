@@ -5,9 +5,10 @@ import sys
 if __name__ == "__main__":
     arguments = sys.argv[1:]
     if any(argument.partition("=")[0] in ("--a", "--b") for argument in arguments):
+        from rlheals_ray.report import build_report
         from rlheals_ray.spectra.command_compare import main
 
-        sys.exit(main())
+        sys.exit(main(report=build_report))
     if {"-h", "--help"} & set(arguments):
         from rlheals_ray.spectra.command_compare import usage
 

@@ -40,4 +40,8 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     ),
     "rl": Benchmark("episodes/s: a whole PPO update ÷ one of TRL's GRPOTrainer", "rl"),
     "sync": Benchmark("seconds: weights from learner to generators ÷ a memory copy of as many bytes", "sync"),
+    "spectra": Benchmark(
+        "seconds: the published ablation of edits ÷ ours; a worker's peak memory; Ray Data ÷ a bare loop",
+        "spectra",
+    ),
 }

@@ -7,9 +7,9 @@ import io
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -27,10 +27,13 @@ DEFAULT_KS = "8,16,32,64"
 RESUME = "what was found of every matrix is kept in OUT, and the same command goes on where it was"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line and compare; returns the exit code (see `guarded`)."""
+def main(arguments: Sequence[str] | None = None, report: Callable[[Path], object] | None = None) -> int:
+    """Parse the command line and compare; returns the exit code (see `guarded`).
+
+    report: given the output directory, where it is a local one, once its tables are there.
+    """
     parsed = _parser().parse_args(arguments)
-    return guarded("spectra", lambda: _run(parsed))
+    return guarded("spectra", lambda: _run(parsed, report))
 
 
 def usage() -> str:
@@ -38,7 +41,7 @@ def usage() -> str:
     return _parser().format_help()
 
 
-def _run(parsed: argparse.Namespace) -> int:
+def _run(parsed: argparse.Namespace, report: Callable[[Path], object] | None) -> int:
     out = Folder.of(parsed.out)
     directories = {side: Folder.of(getattr(parsed, side)) for side in "abc" if getattr(parsed, side)}
     _check(parsed, out, directories)
@@ -71,6 +74,9 @@ def _run(parsed: argparse.Namespace) -> int:
         updates = compare_updates([chain], roles, ks, factors, workers, **spread)
         _write(out, "updates", updates)
         print_updates(updates)
+    if report and out.local:
+        report(out.local)
+        _tell(f"report: {out.local / 'report.html'}")
     return 0
 
 
