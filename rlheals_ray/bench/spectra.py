@@ -1,0 +1,97 @@
+"""Spectra and edits beside what one would otherwise run: an ablation, a worker's memory, Ray's share.
+
+Its parts: spectra_ablation.py (against the published procedure, published_edit.py), and spectra_workers.py
+(memory, and scaling over workers). The checkpoints are written by spectra_models.py.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from rlheals_ray.bench.command import positive
+from rlheals_ray.bench.measure import Outcome
+from rlheals_ray.config import InputError
+
+PARTS = ("ablation", "memory", "scaling")
+
+
+def add_options(parser: ArgumentParser) -> None:
+    parser.set_defaults(repetitions=3)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
+    parser.add_argument("--layers", type=positive, default=30, help="of the checkpoints; SmolLM2-135M has 30")
+    parser.add_argument(
+        "--hidden", type=positive, default=576, help="a multiple of 576; the MLP is 8/3 as wide"
+    )
+    parser.add_argument(
+        "--ks", type=positive, default=12, help="ablation: values of k, evenly below min(m, n)"
+    )
+    parser.add_argument("--blocks", type=positive, default=4, help="ablation: blocks of layers")
+    parser.add_argument(
+        "--settings",
+        type=positive,
+        default=4,
+        help="ablation: settings that the published procedure runs whole",
+    )
+    parser.add_argument("--workers", type=int, default=0, help="ablation: of this system; 0 is one per core")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu",
+        help="ablation: where the published procedure's SVDs run (cuda: UNTESTED)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--memory-layers",
+        type=positive,
+        nargs=2,
+        default=[4, 12],
+        metavar="N",
+        help="memory: the two model sizes",
+    )
+    parser.add_argument("--scaling-workers", type=positive, nargs="+", default=[1, 2], metavar="N")
+
+
+def run(options: Namespace) -> Outcome:
+    if options.hidden % 576:
+        raise InputError(
+            f"--hidden (got {options.hidden}): heads are of 64 and three share keys; use a multiple of 576."
+        )
+    if options.blocks > options.layers or options.settings > options.ks * options.blocks:
+        raise InputError(
+            f"--blocks, --settings (got {options.blocks}, {options.settings}): at most {options.layers} blocks, one a "
+            "layer, and as many settings as --ks times --blocks."
+        )
+    import ray
+
+    from rlheals_ray.bench.spectra_models import Shape, write_checkpoints
+    from rlheals_ray.connection import connect
+
+    factor = options.hidden // 576
+    shape = Shape(options.layers, options.hidden, 9 * factor, 3 * factor, 1536 * factor)
+    outcomes = []
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        directory = Path(name)
+        checkpoints = write_checkpoints(directory / "models", shape)
+        connect()
+        try:
+            for part in options.parts:
+                if part == "ablation":
+                    from rlheals_ray.bench.spectra_ablation import measure_ablation
+
+                    outcomes.append(measure_ablation(checkpoints, directory, options, shape.layers))
+                elif part == "memory":
+                    from rlheals_ray.bench.spectra_workers import measure_memory
+
+                    outcomes.append(measure_memory(directory, options))
+                else:
+                    from rlheals_ray.bench.spectra_workers import measure_scaling
+
+                    outcomes.append(measure_scaling(checkpoints, directory, options))
+        finally:
+            ray.shutdown()
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+    return Outcome(
+        settings,
+        [ratio for outcome in outcomes for ratio in outcome.ratios],
+        [figure for outcome in outcomes for figure in outcome.figures],
+        [note for outcome in outcomes for note in outcome.notes],
+    )

@@ -1,0 +1,160 @@
+"""What comparing and editing cost in a worker: its peak memory, and its speed beside a loop without Ray."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import time
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import torch
+
+from rlheals_ray.bench.measure import Figure, Outcome, Ratio, alternate, at_least, at_most
+from rlheals_ray.bench.spectra_models import Checkpoints, Shape, write_checkpoints
+from rlheals_ray.spectra.ablation import Order, make_rows
+from rlheals_ray.spectra.compare import Pair, compare, compare_one
+from rlheals_ray.spectra.edit import Edit
+from rlheals_ray.spectra.matrices import Matrices
+from rlheals_ray.spectra.orders import Plan
+
+ROLES = ("q", "k", "v", "o", "gate", "up", "down")
+MIB = 2**20
+KS = (8, 32, 128)
+EDIT_SHARES = (0.25, 0.5, 0.75)
+Work = Callable[..., pa.Table]
+
+
+def measure_memory(directory: Path, options: Namespace) -> Outcome:
+    """Peak memory of comparing and of editing, at two model sizes and two sizes of matrices. Ray is connected."""
+    ratios: list[Ratio] = []
+    figures: list[Figure] = []
+    short, long = options.memory_layers
+    for layers, factor in ((short, 1), (long, 1), (short, 2)):
+        shape = Shape(layers, 576 * factor, 9 * factor, 3 * factor, 1536 * factor, vocabulary=1024)
+        largest = 4 * shape.largest / MIB
+        for name, values in _peaks(directory / "memory", shape, options.repetitions).items():
+            label = f"memory of {name}, {layers} layers, {shape.hidden} × {shape.intermediate}"
+            peak = Figure(f"{label}: peak beyond before", "MiB", tuple(values))
+            matrix = Figure("largest", "MiB", (largest,) * len(values))
+            ratios.append(peak.over(matrix, f"{label}: peak ÷ largest matrix", target=at_most(12)))
+            figures.append(peak)
+    note = (
+        "memory: the high-water mark of a Ray worker's resident memory over its work on all matrices of the model, "
+        "one after the other, less what it held before (the program and its libraries); the largest matrix counted in "
+        "float32. Memory-mapped files are part of it."
+    )
+    return Outcome({}, ratios, figures, [note])
+
+
+def _peaks(place: Path, shape: Shape, repetitions: int) -> dict[str, list[float]]:
+    checkpoints = write_checkpoints(place, shape)
+    orders = [
+        Order(Edit(checkpoints.peak, checkpoints.late, k=share), str(place / "out")) for share in EDIT_SHARES
+    ]
+    plan = Plan.of(orders, keeps=False)
+
+    def compared(_: int) -> float:
+        return _peak(_compare_rows, _pair_rows(checkpoints), {"factors": str(place / "work")})
+
+    def edited(_: int) -> float:
+        folders = {f"{name}_directory": str(place / "work" / name) for name in ("factors", "pieces")}
+        catalogue = [asdict(variant) for variant in plan.catalogue]
+        return _peak(make_rows, plan.rows, {"catalogue": catalogue, **folders})
+
+    def _peak(work: Work, rows: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]) -> float:
+        # A process of its own: memory that earlier work freed and the allocator kept would hide some of this.
+        task = ray.remote(max_calls=1, num_cpus=1)(_watched)
+        peak: float = ray.get(task.remote(work, list(rows), arguments))
+        shutil.rmtree(place / "work")
+        return peak
+
+    made = alternate({"compare": compared, "edit": edited}, repetitions)
+    shutil.rmtree(place)
+    return made
+
+
+def _watched(work: Work, rows: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]) -> float:
+    """MiB that `work` takes at its peak over all rows in one block, beyond what this process held before."""
+    torch.set_num_threads(1)
+    torch.linalg.eigh(torch.eye(8, dtype=torch.float64))  # libraries load their parts at first use
+    table = pa.Table.from_pylist([dict(row) for row in rows])
+    gc.collect()
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts at what is resident now
+    work(table, **arguments)
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> float:
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith(f"{field}:")) / 1024
+
+
+def _pair_rows(checkpoints: Checkpoints) -> list[dict[str, Any]]:
+    pair = _pair(checkpoints)
+    return [{**vars(pair), "matrix": matrix} for matrix in Matrices.of(checkpoints.peak).names(ROLES)]
+
+
+def _pair(checkpoints: Checkpoints) -> Pair:
+    return Pair(0, "peak", "late", checkpoints.peak, checkpoints.late)
+
+
+def _compare_rows(batch: pa.Table, factors: str) -> pa.Table:
+    rows = [row for pair in batch.to_pylist() for row in compare_one(pair, KS, factors)]
+    return pa.table({"rows": [len(rows)]})
+
+
+def _repeated(arm: Callable[[int], float], workers: int, _: int) -> float:
+    return arm(workers)
+
+
+def measure_scaling(checkpoints: Checkpoints, directory: Path, options: Namespace) -> Outcome:
+    """`compare` with 1 and 2 workers beside the loop over its matrices, from nothing each time. Ray is connected."""
+    place = directory / "factors"
+    rows = _pair_rows(checkpoints)
+
+    def bare(_: int) -> float:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        start = time.perf_counter()
+        for row in rows:
+            compare_one(row, KS, place)
+        return _ended(start, before)
+
+    def on_ray(workers: int) -> float:
+        start = time.perf_counter()
+        compare([_pair(checkpoints)], ROLES, KS, place, workers)
+        return _ended(start, None)
+
+    def _ended(start: float, threads: int | None) -> float:
+        seconds = time.perf_counter() - start
+        if threads:
+            torch.set_num_threads(threads)
+        shutil.rmtree(place)
+        return seconds
+
+    arms: dict[str, Callable[[int], float]] = {"bare": bare}
+    for n in options.scaling_workers:
+        arms[f"{n}"] = partial(_repeated, on_ray, n)
+    made = alternate(arms, options.repetitions)
+    loop = Figure("scaling: bare loop, one thread", "s", tuple(made["bare"]))
+    figures, ratios = [loop], []
+    for n in options.scaling_workers:
+        figures.append(Figure(f"scaling: Ray Data, {n} worker(s)", "s", tuple(made[f"{n}"])))
+        cores = Figure("core seconds", "s", tuple(n * seconds for seconds in made[f"{n}"]))
+        ratios.append(
+            loop.over(cores, f"scaling, {n} worker(s): Ray Data ÷ bare loop, per core", target=at_least(0.85))
+        )
+    note = (
+        f"scaling: `compare` of {len(rows)} matrices at k = {KS}, decompositions included, factors written; the time "
+        "of Ray's workers to start is in it, Ray itself runs before. The target is meant for a bare loop of more "
+        "than 60 s."
+    )
+    return Outcome({}, ratios, figures, [note])
