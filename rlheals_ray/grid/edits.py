@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from rlheals_ray import tables
-from rlheals_ray.config import EditSettings, EditVariant
+from rlheals_ray.config import EditSettings, EditVariant, InputError
 from rlheals_ray.grid.peaks import anchors, named_checkpoint, probed_seeds
 from rlheals_ray.grid.probes import probe_all
 from rlheals_ray.grid.progress import StageProgress
@@ -19,7 +20,8 @@ from rlheals_ray.grid.units import Probe, edit_group, edit_kinds
 from rlheals_ray.storage import StudyFiles, Unit
 
 if TYPE_CHECKING:
-    from rlheals_ray.spectra.edit import Edit
+    from rlheals_ray.spectra.edit import Edit, EditReport
+    from rlheals_ray.spectra.orders import Order
 
 PIECES = "pieces"
 """Where edited matrices wait to be linked into their checkpoints."""
@@ -124,9 +126,8 @@ def _write(session: Session, pending: list[PlannedEdit]) -> None:
     for plan in pending:
         files.begin(plan.unit, plan.probe.checkpoint)
         orders.append(Order(plan.edit, str(files.checkpoint(plan.probe.checkpoint)), files.stamps(plan.unit)))
-    reports = run_edits(
-        orders, str(files.root / FACTORS), str(files.root / PIECES), concurrency=session.task_slots
-    )
+    factors, pieces, slots = str(files.root / FACTORS), str(files.root / PIECES), session.task_slots
+    reports = by_pair(orders, lambda some: run_edits(some, factors, pieces, concurrency=slots))
     for plan, report in zip(pending, reports, strict=True):
         if isinstance(report, str):
             session.failures[plan.unit.name] = report
@@ -136,6 +137,26 @@ def _write(session: Session, pending: list[PlannedEdit]) -> None:
     progress.end()
     # What checkpoints took of them they hold by links; what failed is made again.
     shutil.rmtree(files.root / PIECES, ignore_errors=True)
+
+
+def by_pair(
+    orders: Sequence[Order], run: Callable[[Sequence[Order]], list[EditReport | str]]
+) -> list[EditReport | str]:
+    """What `run` reports of each order; where it refuses them together, of each donor and recipient apart.
+
+    A diverged checkpoint so costs the edits that need it, and no others.
+    """
+    try:
+        return run(orders)
+    except InputError as error:
+        pairs = [(order.edit.donor_directory, order.edit.recipient_directory) for order in orders]
+        if len(set(pairs)) == 1:
+            return [str(error)] * len(orders)
+    reports: dict[int, EditReport | str] = {}
+    for pair in dict.fromkeys(pairs):
+        mine = [index for index, of in enumerate(pairs) if of == pair]
+        reports.update(zip(mine, by_pair([orders[index] for index in mine], run), strict=True))
+    return [reports[index] for index in range(len(orders))]
 
 
 def _rows(files: StudyFiles, plan: PlannedEdit) -> pa.Table:
