@@ -138,8 +138,9 @@ def along(groups: Sequence[EditGroup], varied: str, explain: bool = True) -> Fig
     if explain:
         caption += (
             "Controls belong to the same point: the plain weight swap of the same matrices, interpolation with the "
-            "edit’s ‖ΔW‖, a random rotation of the edit’s angle and a random change of its norm. Bars: 95 % Wilson "
-            "intervals over problems, averaged over seeds. Right: how much of donor − recipient the edit puts in "
+            "edit’s ‖ΔW‖, a random rotation of the edit’s angle (which goes further in ‖ΔW‖: it turns directions of "
+            "unlike σ into one another) and a random change of its norm. Bars: 95 % Wilson intervals "
+            "over problems, averaged over seeds. Right: how much of donor − recipient the edit puts in "
             "(projection, filled) and how much it does besides (residual, dashed, open)."
         )
     caption += cut

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -56,7 +57,7 @@ def _impose(group: EditGroup, paired: Paired) -> Finding:
     text = f"Imposing the worse checkpoint ({group.label}) {verb} {number(edit.value)}{interval(edit.low, edit.high)}"
     text += f"; recipient {number(bars['recipient'].value)} and donor {number(bars['donor'].value)}."
     beside = [
-        f"{ {1: 'higher than', 0: 'no different from', -1: 'lower than'}[sign] } {WORDS[kind]}, "
+        f"{ {1: 'higher than', 0: 'no different from', -1: 'lower than'}[sign] } {_control(group, kind)}, "
         f"{number(bars[kind].value)}{_by(group, kind, paired)}"
         for kind, sign in signs.items()
         if sign is not None
@@ -121,7 +122,7 @@ def _edit(group: EditGroup, paired: Paired, of: int = 1) -> Finding:
         )
         shown = False
     others = [
-        f"{ {1: 'more than', 0: 'no more than', -1: 'less than'}[sign] } {WORDS[kind]}, "
+        f"{ {1: 'more than', 0: 'no more than', -1: 'less than'}[sign] } {_control(group, kind)}, "
         f"{number(bars[kind].value)}{_by(group, kind, paired)}"
         for kind in CONTROL_KINDS[1:]
         if (sign := signs[kind]) is not None
@@ -132,6 +133,15 @@ def _edit(group: EditGroup, paired: Paired, of: int = 1) -> Finding:
         rest = "" if group.residual is None else f", residual {group.residual:.2f}"
         text += f" It goes {100 * group.projection:.0f} % of the way to the donor{rest}."
     return Finding("edit", text, shown)
+
+
+def _control(group: EditGroup, kind: str) -> str:
+    """The control in words; its size beside where that is not the edit's, as with rotations of equal angle."""
+    sizes = [group.ways[name].delta_norm if name in group.ways else None for name in (kind, "edit")]
+    if kind != "random_angle" or not all(sizes):
+        return WORDS[kind]
+    control, edit = (size or math.nan for size in sizes)
+    return f"{WORDS[kind]} (whose ‖ΔW‖ is {control / edit:.1f} times the edit's)"
 
 
 def _by(group: EditGroup, kind: str, paired: Paired) -> str:
