@@ -21,9 +21,8 @@ def add_options(parser: ArgumentParser) -> None:
     parser.set_defaults(repetitions=3)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
     parser.add_argument("--layers", type=positive, default=30, help="of the checkpoints; SmolLM2-135M has 30")
-    parser.add_argument(
-        "--hidden", type=positive, default=576, help="a multiple of 576; the MLP is 8/3 as wide"
-    )
+    parser.add_argument("--hidden", type=positive, default=576, help="a multiple of 192 or 256")
+    parser.add_argument("--intermediate", type=positive, default=1536)
     parser.add_argument(
         "--ks", type=positive, default=12, help="ablation: values of k, evenly below min(m, n)"
     )
@@ -34,11 +33,14 @@ def add_options(parser: ArgumentParser) -> None:
         default=4,
         help="ablation: settings that the published procedure runs whole",
     )
-    parser.add_argument("--workers", type=int, default=0, help="ablation: of this system; 0 is one per core")
+    parser.add_argument("--workers", type=positive, help="ablation: of this system; one per core if left out")
     parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu",
-        help="ablation: where the published procedure's SVDs run (cuda: UNTESTED)",
-    )  # fmt: skip
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="ablation: where both sides decompose; cuda is UNTESTED, and meant for --hidden 4096 "
+        "--intermediate 14336 --layers 4",
+    )
     parser.add_argument(
         "--memory-layers",
         type=positive,
@@ -51,27 +53,27 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> Outcome:
-    if options.hidden % 576:
+    if options.hidden % 192 and options.hidden % 256:
         raise InputError(
-            f"--hidden (got {options.hidden}): heads are of 64 and three share keys; use a multiple of 576."
+            f"--hidden (got {options.hidden}): heads are of 64, and three or four share keys; use a multiple of 192 or "
+            "256."
         )
     if options.blocks > options.layers or options.settings > options.ks * options.blocks:
         raise InputError(
             f"--blocks, --settings (got {options.blocks}, {options.settings}): at most {options.layers} blocks, one a "
             "layer, and as many settings as --ks times --blocks."
         )
-    import ray
-
     from rlheals_ray.bench.spectra_models import Shape, write_checkpoints
     from rlheals_ray.connection import connect
 
-    factor = options.hidden // 576
-    shape = Shape(options.layers, options.hidden, 9 * factor, 3 * factor, 1536 * factor)
+    shape = Shape(options.layers, options.hidden, options.intermediate)
     outcomes = []
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         directory = Path(name)
         checkpoints = write_checkpoints(directory / "models", shape)
         connect()
+        import ray  # after connect, which prepares its environment
+
         try:
             for part in options.parts:
                 if part == "ablation":

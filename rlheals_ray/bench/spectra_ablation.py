@@ -26,6 +26,7 @@ from rlheals_ray.spectra.linalg import Factors
 from rlheals_ray.spectra.matrices import Matrices
 from rlheals_ray.spectra.orders import Plan
 from rlheals_ray.spectra.pipeline import mapped
+from rlheals_ray.spectra.stock import Workers, stocked
 from rlheals_ray.spectra.variants import edited_matrices
 
 ROLES = ("q", "k", "v", "o", "gate", "up", "down")
@@ -75,6 +76,7 @@ class _Ablation:
         matrix = self.late.tensor(self.late.names(("gate",))[0])
         took = {n: seconds_of_svds(matrix, n) for n in sorted({1, os.cpu_count() or 1})}
         self.threads = min(took, key=lambda n: took[n])
+        self.embedding = seconds_of_svds(self.late.tensor(*self.late.names(("embed",))), self.threads, goes=1)
         self.difference = 0.0
 
     def outcome(self) -> Outcome:
@@ -114,6 +116,7 @@ class _Ablation:
             Figure(f"published, one setting, {part}", "s", tuple(getattr(run, part) for run in runs))
             for part in ("load", "edit", "save")
         ]
+        parts.append(Figure("published, two SVDs of the embedding (in no ratio)", "s", (self.embedding,)))
         return Outcome({}, ratios, [*theirs.values(), *ours.values(), *parts], self.notes(runs, total))
 
     def notes(self, runs: Sequence[Published], total: int) -> list[str]:
@@ -168,6 +171,7 @@ class _Ablation:
         """Seconds of every edited matrix made, and none written; the factors are."""
         scratch = self.directory / "edits"
         start = time.perf_counter()
+        self.decompose(scratch / "factors")
         plan = Plan.of(self.orders(scratch / "out"), keeps=False)
         mapped(
             plan.rows,
@@ -185,6 +189,7 @@ class _Ablation:
         """Seconds of `run_edits`, which writes every checkpoint; checks them against the published ones."""
         scratch = self.directory / "written"
         start = time.perf_counter()
+        self.decompose(scratch / "factors")
         reports = run_edits(
             self.orders(scratch / "out"), str(scratch / "factors"), str(scratch / "pieces"), self.cores
         )
@@ -197,6 +202,11 @@ class _Ablation:
         shutil.rmtree(scratch)
         shutil.rmtree(self.directory / "published")
         return seconds
+
+    def decompose(self, factors: Path) -> None:
+        """On a GPU the decompositions go first (UNTESTED); on CPUs every edit's task makes its own."""
+        if self.options.device == "cuda":
+            stocked([self.checkpoints.peak, self.checkpoints.late], ROLES, factors, Workers(1, num_gpus=1.0))
 
     def check(self, ours: Checkpoint, theirs: Checkpoint, name: str) -> None:
         """Raises AssertionError where the two edits of a matrix are not the same one."""

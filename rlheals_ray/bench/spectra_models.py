@@ -28,10 +28,18 @@ class Shape:
 
     layers: int = 30
     hidden: int = 576
-    heads: int = 9
-    key_heads: int = 3
     intermediate: int = 1536
     vocabulary: int = 49152
+
+    @property
+    def heads(self) -> int:
+        """Of 64 each."""
+        return self.hidden // 64
+
+    @property
+    def key_heads(self) -> int:
+        """A third of the heads, or a quarter where that is no whole number."""
+        return self.heads // 3 if self.heads % 3 == 0 else self.heads // 4
 
     @property
     def largest(self) -> int:
@@ -48,7 +56,7 @@ class Shape:
             num_hidden_layers=self.layers,
             num_attention_heads=self.heads,
             num_key_value_heads=self.key_heads,
-            head_dim=self.hidden // self.heads,
+            head_dim=64,
             max_position_embeddings=8192,
             rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
             tie_word_embeddings=True,

@@ -8,20 +8,23 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import ray
 import torch
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from rlheals_ray.bench.measure import Figure, Outcome, Ratio, alternate, at_least, at_most
 from rlheals_ray.bench.spectra_models import Checkpoints, Shape, write_checkpoints
+from rlheals_ray.folder import Folder
 from rlheals_ray.spectra.ablation import Order, make_rows
 from rlheals_ray.spectra.compare import Pair, compare, compare_one
 from rlheals_ray.spectra.edit import Edit
 from rlheals_ray.spectra.matrices import Matrices
+from rlheals_ray.spectra.null import stored_null_spectrum
 from rlheals_ray.spectra.orders import Plan
 
 ROLES = ("q", "k", "v", "o", "gate", "up", "down")
@@ -37,7 +40,7 @@ def measure_memory(directory: Path, options: Namespace) -> Outcome:
     figures: list[Figure] = []
     short, long = options.memory_layers
     for layers, factor in ((short, 1), (long, 1), (short, 2)):
-        shape = Shape(layers, 576 * factor, 9 * factor, 3 * factor, 1536 * factor, vocabulary=1024)
+        shape = Shape(layers, 576 * factor, 1536 * factor, vocabulary=1024)
         largest = 4 * shape.largest / MIB
         for name, values in _peaks(directory / "memory", shape, options.repetitions).items():
             label = f"memory of {name}, {layers} layers, {shape.hidden} × {shape.intermediate}"
@@ -111,38 +114,33 @@ def _compare_rows(batch: pa.Table, factors: str) -> pa.Table:
     return pa.table({"rows": [len(rows)]})
 
 
-def _repeated(arm: Callable[[int], float], workers: int, _: int) -> float:
-    return arm(workers)
-
-
 def measure_scaling(checkpoints: Checkpoints, directory: Path, options: Namespace) -> Outcome:
     """`compare` with 1 and 2 workers beside the loop over its matrices, from nothing each time. Ray is connected."""
     place = directory / "factors"
+    matrices = Matrices.of(checkpoints.peak)
     rows = _pair_rows(checkpoints)
 
-    def bare(_: int) -> float:
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
+    def timed(work: Callable[[], object]) -> float:
+        for shape in {matrices.shape(row["matrix"]) for row in rows}:
+            stored_null_spectrum(shape, Folder.of(place))
         start = time.perf_counter()
-        for row in rows:
-            compare_one(row, KS, place)
-        return _ended(start, before)
-
-    def on_ray(workers: int) -> float:
-        start = time.perf_counter()
-        compare([_pair(checkpoints)], ROLES, KS, place, workers)
-        return _ended(start, None)
-
-    def _ended(start: float, threads: int | None) -> float:
+        work()
         seconds = time.perf_counter() - start
-        if threads:
-            torch.set_num_threads(threads)
         shutil.rmtree(place)
         return seconds
 
-    arms: dict[str, Callable[[int], float]] = {"bare": bare}
+    def bare() -> None:
+        before, opened = torch.get_num_threads(), cache(Matrices.of)
+        torch.set_num_threads(1)
+        with threadpool_limits(1):
+            for row in rows:
+                compare_one(row, KS, place, opened=opened)
+        torch.set_num_threads(before)
+
+    arms: dict[str, Callable[[int], float]] = {"bare": lambda _: timed(bare)}
     for n in options.scaling_workers:
-        arms[f"{n}"] = partial(_repeated, on_ray, n)
+        ours = partial(compare, [_pair(checkpoints)], ROLES, KS, place, n)
+        arms[f"{n}"] = partial(lambda work, _: timed(work), ours)
     made = alternate(arms, options.repetitions)
     loop = Figure("scaling: bare loop, one thread", "s", tuple(made["bare"]))
     figures, ratios = [loop], []
@@ -154,7 +152,7 @@ def measure_scaling(checkpoints: Checkpoints, directory: Path, options: Namespac
         )
     note = (
         f"scaling: `compare` of {len(rows)} matrices at k = {KS}, decompositions included, factors written; the time "
-        "of Ray's workers to start is in it, Ray itself runs before. The target is meant for a bare loop of more "
-        "than 60 s."
+        "of Ray's workers to start is in it; Ray itself, and simulations made once per shape, come before. The "
+        "target is meant for a bare loop of more than 60 s."
     )
     return Outcome({}, ratios, figures, [note])

@@ -135,6 +135,32 @@ def test_a_benchmark_is_registered_with_options_and_loads_nothing_heavy(name: st
     assert "--repetitions" in done.stdout
 
 
+def test_the_published_edit_of_a_matrix_is_the_mode_concatenate() -> None:
+    torch = pytest.importorskip("torch")
+    from rlheals_ray.bench.published_edit import published_matrix
+    from rlheals_ray.spectra.linalg import decompose
+    from rlheals_ray.spectra.recombination import recombine
+
+    generator = torch.Generator().manual_seed(0)
+    late = torch.randn(40, 24, generator=generator)
+    peak = late + 0.1 * torch.randn(40, 24, generator=generator)
+    for k in (1, 7, 23):
+        ours = recombine(decompose(late), decompose(peak), k)
+        assert float((ours - published_matrix(peak, late, k)).norm() / ours.norm()) < 1e-5
+
+
+def test_an_ablation_has_every_k_in_every_block_and_runs_whole_what_is_spread_over_both() -> None:
+    from rlheals_ray.bench.spectra_ablation import settings_of, whole
+
+    settings = settings_of(30, 12, 4)
+    assert len(set(settings)) == 48
+    assert sorted({layer for setting in settings for layer in setting.layers}) == list(range(30))
+    assert all(0 < setting.share < 1 for setting in settings)
+    run = whole(settings, 4)
+    assert set(run) <= set(settings)
+    assert len({setting.layers for setting in run}) == len({setting.share for setting in run}) == 4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(BENCHMARKS))
 def test_a_smallest_run_measures_every_ratio(name: str, tmp_path: Path) -> None:
