@@ -45,9 +45,15 @@ def add_options(parser: ArgumentParser) -> None:
         "--memory-layers",
         type=positive,
         nargs=2,
-        default=[4, 12],
+        default=[2, 8],
         metavar="N",
         help="memory: the two model sizes",
+    )
+    parser.add_argument(
+        "--scaling-layers",
+        type=positive,
+        default=48,
+        help="scaling: of its checkpoints; 48 are over a minute's work",
     )
     parser.add_argument("--scaling-workers", type=positive, nargs="+", default=[1, 2], metavar="N")
 
@@ -87,7 +93,7 @@ def run(options: Namespace) -> Outcome:
                 else:
                     from rlheals_ray.bench.spectra_workers import measure_scaling
 
-                    outcomes.append(measure_scaling(checkpoints, directory, options))
+                    outcomes.append(measure_scaling(directory, options))
         finally:
             ray.shutdown()
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}

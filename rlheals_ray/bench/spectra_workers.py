@@ -7,7 +7,7 @@ import shutil
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ ROLES = ("q", "k", "v", "o", "gate", "up", "down")
 MIB = 2**20
 KS = (8, 32, 128)
 EDIT_SHARES = (0.25, 0.5, 0.75)
-Work = Callable[..., pa.Table]
+SMALL = Shape(1, 192, 256, vocabulary=64)
+"""A model on which a worker meets all its code before its memory is watched."""
 
 
 def measure_memory(directory: Path, options: Namespace) -> Outcome:
@@ -50,48 +51,63 @@ def measure_memory(directory: Path, options: Namespace) -> Outcome:
             figures.append(peak)
     note = (
         "memory: the high-water mark of a Ray worker's resident memory over its work on all matrices of the model, "
-        "one after the other, less what it held before (the program and its libraries); the largest matrix counted in "
-        "float32. Memory-mapped files are part of it."
+        "one after the other, less what it held before: programs and libraries, since it had done the same on a "
+        "model of 192 × 256. The largest matrix is counted in float32. Memory-mapped files are part of the peak."
     )
     return Outcome({}, ratios, figures, [note])
 
 
+@dataclass(frozen=True)
+class Job:
+    """Work as a worker gets it: a function of rows, one after the other."""
+
+    function: Callable[..., pa.Table]
+    rows: Sequence[Mapping[str, Any]]
+    arguments: Mapping[str, Any]
+
+    def run(self) -> None:
+        self.function(pa.Table.from_pylist([dict(row) for row in self.rows]), **self.arguments)
+
+
+def _compare_job(checkpoints: Checkpoints, place: Path) -> Job:
+    return Job(_compare_rows, _pair_rows(checkpoints), {"factors": str(place)})
+
+
+def _edit_job(checkpoints: Checkpoints, place: Path) -> Job:
+    edits = [Edit(checkpoints.peak, checkpoints.late, k=share) for share in EDIT_SHARES]
+    plan = Plan.of([Order(edit, str(place / "out")) for edit in edits], keeps=False)
+    folders = {f"{name}_directory": str(place / name) for name in ("factors", "pieces")}
+    return Job(
+        make_rows, plan.rows, {"catalogue": [asdict(variant) for variant in plan.catalogue], **folders}
+    )
+
+
 def _peaks(place: Path, shape: Shape, repetitions: int) -> dict[str, list[float]]:
-    checkpoints = write_checkpoints(place, shape)
-    orders = [
-        Order(Edit(checkpoints.peak, checkpoints.late, k=share), str(place / "out")) for share in EDIT_SHARES
-    ]
-    plan = Plan.of(orders, keeps=False)
+    """MiB, one value a repetition, of comparing and of editing in a worker that starts for it."""
+    checkpoints = write_checkpoints(place / "models", shape)
+    small = write_checkpoints(place / "small", SMALL)
 
-    def compared(_: int) -> float:
-        return _peak(_compare_rows, _pair_rows(checkpoints), {"factors": str(place / "work")})
-
-    def edited(_: int) -> float:
-        folders = {f"{name}_directory": str(place / "work" / name) for name in ("factors", "pieces")}
-        catalogue = [asdict(variant) for variant in plan.catalogue]
-        return _peak(make_rows, plan.rows, {"catalogue": catalogue, **folders})
-
-    def _peak(work: Work, rows: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]) -> float:
+    def peak(job: Callable[[Checkpoints, Path], Job], _: int) -> float:
         # A process of its own: memory that earlier work freed and the allocator kept would hide some of this.
         task = ray.remote(max_calls=1, num_cpus=1)(_watched)
-        peak: float = ray.get(task.remote(work, list(rows), arguments))
+        taken: float = ray.get(task.remote(job(small, place / "first"), job(checkpoints, place / "work")))
+        shutil.rmtree(place / "first")
         shutil.rmtree(place / "work")
-        return peak
+        return taken
 
-    made = alternate({"compare": compared, "edit": edited}, repetitions)
+    made = alternate({"compare": partial(peak, _compare_job), "edit": partial(peak, _edit_job)}, repetitions)
     shutil.rmtree(place)
     return made
 
 
-def _watched(work: Work, rows: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]) -> float:
-    """MiB that `work` takes at its peak over all rows in one block, beyond what this process held before."""
+def _watched(first: Job, job: Job) -> float:
+    """MiB that `job` takes at its peak, beyond what this process holds once `first` has loaded all code."""
     torch.set_num_threads(1)
-    torch.linalg.eigh(torch.eye(8, dtype=torch.float64))  # libraries load their parts at first use
-    table = pa.Table.from_pylist([dict(row) for row in rows])
+    first.run()
     gc.collect()
     before = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts at what is resident now
-    work(table, **arguments)
+    job.run()
     return _resident("VmHWM") - before
 
 
@@ -114,8 +130,10 @@ def _compare_rows(batch: pa.Table, factors: str) -> pa.Table:
     return pa.table({"rows": [len(rows)]})
 
 
-def measure_scaling(checkpoints: Checkpoints, directory: Path, options: Namespace) -> Outcome:
+def measure_scaling(directory: Path, options: Namespace) -> Outcome:
     """`compare` with 1 and 2 workers beside the loop over its matrices, from nothing each time. Ray is connected."""
+    shape = Shape(options.scaling_layers, options.hidden, options.intermediate, vocabulary=1024)
+    checkpoints = write_checkpoints(directory / "scaling", shape)
     place = directory / "factors"
     matrices = Matrices.of(checkpoints.peak)
     rows = _pair_rows(checkpoints)

@@ -22,7 +22,8 @@ SMALLEST = {
                 "--sft-steps", "2", "--attempts", "2"],
     "rl": ["--episodes", "4", "--group-size", "2", "--updates", "1", "--base-steps", "3", "--sft-steps", "2"],
     "sync": ["--sizes", "1", "--readers", "1", "2", "--engine-sizes", "1"],
-    "spectra": ["--layers", "2", "--ks", "2", "--blocks", "2", "--settings", "2", "--memory-layers", "1", "2"],
+    "spectra": ["--layers", "2", "--ks", "2", "--blocks", "2", "--settings", "2", "--memory-layers", "1", "2",
+                "--scaling-layers", "2"],
 }  # fmt: skip
 
 
