@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from typing import Any
 
@@ -47,11 +48,12 @@ def connect(address: str | None = None) -> None:
 
     Raises InputError when no cluster answers there, RuntimeError off the main thread.
     """
+    loaded = sys.modules.get("ray")
+    if loaded is not None and loaded.is_initialized():
+        return  # and the environment stays that of the cluster which was joined
     prepare(address)
     import ray  # seconds: only where there is something to run
 
-    if ray.is_initialized():
-        return
     if threading.current_thread() is not threading.main_thread():
         # The kernel ends Ray's processes with the thread that started them, not with the process.
         raise RuntimeError("Ray must be started from the main thread")

@@ -141,6 +141,7 @@ def test_the_stage_leaves_three_tables_and_has_nothing_left_to_do(toy: Toy, tmp_
     assert "pool" not in again.__dict__
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_read_is_named_and_taken_up_when_mended(toy: Toy, tmp_path: Path) -> None:
     study, files = make_study(tmp_path / "hidden-damaged", toy, [0, 1])
     weights = files.checkpoint(RL) / "model.safetensors"
@@ -164,6 +165,7 @@ def test_a_checkpoint_that_cannot_be_read_is_named_and_taken_up_when_mended(toy:
     assert len(kept) == 4 and all(after[path] == before[path] for path in kept)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_s_checkpoints_are_taken_up_where_it_was(toy: Toy, tmp_path: Path) -> None:
     study, files = make_study(tmp_path / "hidden-killed", toy, list(range(40)))
     session = session_of(study, files, toy)
