@@ -12,22 +12,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import torch
 
 from rlheals_ray.bench.measure import Figure, Outcome, alternate, at_least
 from rlheals_ray.bench.published_edit import Published, edit_as_published, seconds_of_svds
 from rlheals_ray.bench.spectra_models import Checkpoints
+from rlheals_ray.bench.spectra_unwritten import make_unwritten
 from rlheals_ray.models.checkpoint import Checkpoint
 from rlheals_ray.spectra.ablation import SECONDS_PER_PRODUCT, Order, run_edits
-from rlheals_ray.spectra.edit import Edit, EditReport, Variant
-from rlheals_ray.spectra.factors import stored_factors
-from rlheals_ray.spectra.linalg import Factors
+from rlheals_ray.spectra.edit import Edit, EditReport
 from rlheals_ray.spectra.matrices import Matrices
 from rlheals_ray.spectra.orders import Plan
 from rlheals_ray.spectra.pipeline import mapped
 from rlheals_ray.spectra.stock import Workers, stocked
-from rlheals_ray.spectra.variants import edited_matrices
 
 ROLES = ("q", "k", "v", "o", "gate", "up", "down")
 AGREEMENT = 2.0**-8
@@ -175,7 +172,7 @@ class _Ablation:
         plan = Plan.of(self.orders(scratch / "out"), keeps=False)
         mapped(
             plan.rows,
-            _made,
+            make_unwritten,
             SECONDS_PER_PRODUCT * plan.elements,
             self.cores,
             catalogue=[asdict(variant) for variant in plan.catalogue],
@@ -220,32 +217,3 @@ class _Ablation:
 
     def theirs(self, setting: Setting) -> Path:
         return self.directory / "published" / str(self.settings.index(setting))
-
-
-def _made(batch: pa.Table, catalogue: Sequence[dict[str, Any]], factors: str) -> pa.Table:
-    """As `ablation.make_rows`, but that no piece is written: how many edited matrices were made."""
-    torch.set_num_threads(1)
-    variants = [Variant(**fields) for fields in catalogue]
-    counts = []
-    for row in batch.to_pylist():
-        (name,) = row["tensors"]
-        recipient, donor = (Matrices.of(row[side]).tensor(name) for side in ("recipient", "donor"))
-        wanted = [variants[index] for index in row["variants"]]
-        counts.append(_count(name, recipient, donor, wanted, factors))
-    return pa.table({"made": counts})
-
-
-def _count(
-    name: str, recipient: torch.Tensor, donor: torch.Tensor, wanted: Sequence[Variant], factors: str
-) -> int:
-    """How many variants were made; raises what kept one from being made."""
-
-    def both() -> tuple[Factors, Factors]:
-        return stored_factors(recipient, factors), stored_factors(donor, factors)
-
-    made = 0
-    for _, edited in edited_matrices(name, recipient, donor, wanted, both):
-        if isinstance(edited, Exception):
-            raise edited
-        made += 1
-    return made
