@@ -52,8 +52,8 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--scaling-layers",
         type=positive,
-        default=48,
-        help="scaling: of its checkpoints; 48 are over a minute's work",
+        default=72,
+        help="scaling: of its checkpoints; 72 are over a minute's work",
     )
     parser.add_argument("--scaling-workers", type=positive, nargs="+", default=[1, 2], metavar="N")
 
