@@ -7,7 +7,7 @@ A study comes from a preset's name or a YAML file, then dotted overrides: `sft.l
 `seeds=[0]`, `task.targets=[24]`. Every mistake is an `InputError` naming field, value and remedy.
 """
 
-from rlheals_ray.config.edits import EditSettings, EditVariant
+from rlheals_ray.config.edits import EditSettings, EditVariant, edit_kinds
 from rlheals_ray.config.fields import (
     Algorithm,
     InputError,
@@ -60,6 +60,7 @@ __all__ = [
     "TrackingSettings",
     "WandbSettings",
     "dump_study",
+    "edit_kinds",
     "load_study",
     "presets",
 ]

@@ -53,6 +53,12 @@ Groups = Annotated[tuple[Annotated[tuple[Role, ...], Field(min_length=1)], ...],
 ANCHOR = re.compile(r"base|peak|latest|healed|sft-\d+|rl-\d+-\d+")
 
 
+def edit_kinds(factors: Factors) -> tuple[str, ...]:
+    """An edit and its controls: it never stands without them. (Singular values alone turn nothing.)"""
+    angle = () if factors == "S" else ("random_angle",)
+    return ("edit", "weight_swap", "interpolation", *angle, "random_norm")
+
+
 @dataclass(frozen=True)
 class EditVariant:
     """One point of an edit's grid."""

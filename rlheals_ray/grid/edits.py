@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from rlheals_ray import tables
-from rlheals_ray.config import EditSettings, EditVariant, InputError
+from rlheals_ray.config import EditSettings, EditVariant, InputError, edit_kinds
 from rlheals_ray.grid.peaks import anchors, named_checkpoint, probed_seeds
 from rlheals_ray.grid.probes import probe_all
 from rlheals_ray.grid.progress import StageProgress
 from rlheals_ray.grid.session import Session
 from rlheals_ray.grid.spectra import FACTORS
-from rlheals_ray.grid.units import Probe, edit_group, edit_kinds
+from rlheals_ray.grid.units import Probe, edit_group
 from rlheals_ray.storage import StudyFiles, Unit
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def planned_edits(session: Session) -> list[PlannedEdit]:
                 continue
             for variant in settings.variants(session.study.spectra.roles):
                 group = (edit_group(seed, settings, variant, session.study.spectra.roles), variant)
-                for kind in edit_kinds(variant):
+                for kind in edit_kinds(variant.factors):
                     unit, probe = session.units.edit(seed, settings, variant, kind, steps)
                     before = planned.get(unit.name)
                     planned[unit.name] = PlannedEdit(
@@ -85,8 +85,10 @@ def _edit(
     from rlheals_ray.spectra.roles import locate
 
     directory = session.files.checkpoint(recipient)
-    places = [place for name in Checkpoint(directory).names() if (place := locate(name))]
-    layers = variant.layers(1 + max(layer for layer, _ in places if layer is not None))
+    layers = None
+    if variant.blocks != 1:
+        places = [place for name in Checkpoint(directory).names() if (place := locate(name))]
+        layers = variant.layers(1 + max(layer for layer, _ in places if layer is not None))
     return Edit(
         donor_directory=str(session.files.checkpoint(donor)),
         recipient_directory=str(directory),

@@ -29,12 +29,12 @@ def peak_step(session: Session, seed: int) -> int:
     return _best(session, dict(zip(session.study.sft.steps, probes, strict=True)))
 
 
-def healed_step(session: Session, seed: int) -> int | None:
+def healed_step(session: Session, seed: int, peak: int) -> int | None:
     """The SFT step past the peak from which the most RL leads to the best OOD accuracy, chosen on the same half.
 
     None while no branch from past the peak is done and probed.
     """
-    peak, done = peak_step(session, seed), session.files.is_done
+    done = session.files.is_done
     ends = {
         step: session.units.branch_probes(seed, step)[-1]
         for step in finished_branches(session, seed)
@@ -71,8 +71,9 @@ def finished_branches(session: Session, seed: int) -> list[int]:
 
 def anchors(session: Session, seed: int) -> dict[str, int]:
     """The SFT steps that edits call `peak` and, once there is one, `healed`."""
-    healed = healed_step(session, seed)
-    return {"peak": peak_step(session, seed)} | ({} if healed is None else {"healed": healed})
+    peak = peak_step(session, seed)
+    healed = healed_step(session, seed, peak)
+    return {"peak": peak} | ({} if healed is None else {"healed": healed})
 
 
 def named_checkpoint(session: Session, seed: int, anchor: str, steps: Mapping[str, int]) -> str | None:

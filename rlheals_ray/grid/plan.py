@@ -9,7 +9,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from rlheals_ray.config import Study, dump_study
+from rlheals_ray.config import Study, dump_study, edit_kinds
 from rlheals_ray.connection import SLOTS_PER_CORE, local_slots
 from rlheals_ray.grid.preflight import preflight
 from rlheals_ray.grid.resources import (
@@ -18,7 +18,7 @@ from rlheals_ray.grid.resources import (
     check_local,
     resources_of,
 )
-from rlheals_ray.grid.units import StudyUnits, edit_kinds, edit_name
+from rlheals_ray.grid.units import StudyUnits, edit_name
 from rlheals_ray.storage import StudyFiles
 
 NANO_CHECKPOINT_BYTES = 540_000
@@ -85,7 +85,7 @@ def _edits(study: Study) -> set[str]:
         for seed in study.seeds
         for settings in study.edits
         for variant in settings.variants(roles)
-        for kind in edit_kinds(variant)
+        for kind in edit_kinds(variant.factors)
     }
 
 

@@ -245,12 +245,6 @@ class StudyUnits:
         return {"engine": rollout.engine, "dtype": rollout.dtype, "max_model_len": rollout.max_model_len}
 
 
-def edit_kinds(variant: EditVariant) -> tuple[str, ...]:
-    """An edit and its controls: it never stands without them. (Singular values alone turn nothing.)"""
-    angle = () if variant.factors == "S" else ("random_angle",)
-    return ("edit", "weight_swap", "interpolation", *angle, "random_norm")
-
-
 def edit_group(seed: int, edit: EditSettings, variant: EditVariant, roles: tuple[Role, ...]) -> str:
     """What an edit and its controls share: `seed=0_peak-into-latest_UV_k=all`, defaults left out."""
     mode = "" if variant.mode == "concatenate" else f"_{variant.mode}"

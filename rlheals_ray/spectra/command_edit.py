@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 
 from rlheals_ray import tables
 from rlheals_ray.command import EXIT_CODES, guarded
-from rlheals_ray.config import InputError
+from rlheals_ray.config import InputError, edit_kinds
 from rlheals_ray.connection import connect, named_cluster
 from rlheals_ray.folder import Folder
 from rlheals_ray.models.checkpoint import Checkpoint
 from rlheals_ray.spectra.ablation import Order, run_edits
 from rlheals_ray.spectra.assembly import is_written
-from rlheals_ray.spectra.edit import KINDS, Edit, EditReport
+from rlheals_ray.spectra.edit import Edit, EditReport
 from rlheals_ray.spectra.orders import Plan
 from rlheals_ray.spectra.recombination import MODES
 from rlheals_ray.spectra.roles import ROLES
@@ -155,9 +155,7 @@ def _groups(parsed: argparse.Namespace) -> dict[str, dict[str, Edit]]:
             (f"weight_swap{whose}" if kind == "weight_swap" else f"{group}{whose}_{kind}"): replace(
                 edit, kind=kind
             )
-            for kind in KINDS
-            # Singular values alone turn nothing.
-            if kind != "random_angle" or edit.factors != "S"
+            for kind in edit_kinds(edit.factors)
         }
     return groups
 

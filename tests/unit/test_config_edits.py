@@ -2,8 +2,8 @@
 
 import pytest
 
-from rlheals_ray.config import EditSettings, EditVariant, InputError, load_study
-from rlheals_ray.grid.units import edit_group, edit_kinds, edit_name
+from rlheals_ray.config import EditSettings, EditVariant, InputError, edit_kinds, load_study
+from rlheals_ray.grid.units import edit_group, edit_name
 
 ROLES = ("q", "v")
 
@@ -65,14 +65,14 @@ def test_edits_of_the_same_matrices_share_their_weight_swap_and_nothing_else() -
     names = [
         edit_name(0, grid, variant, kind, ROLES)
         for variant in grid.variants(ROLES)
-        for kind in edit_kinds(variant)
+        for kind in edit_kinds(variant.factors)
     ]
     assert len(names) == 4 * 5
     assert len(set(names)) == 4 * 4 + 1
 
 
 def test_singular_values_alone_have_no_control_of_equal_angle() -> None:
-    assert "random_angle" not in edit_kinds(edit("{factors: S}").variants(ROLES)[0])
+    assert "random_angle" not in edit_kinds(edit("{factors: S}").factors)
 
 
 @pytest.mark.parametrize(

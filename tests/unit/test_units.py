@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rlheals_ray.config import load_study
-from rlheals_ray.grid.units import StudyUnits, edit_kinds
+from rlheals_ray.config import edit_kinds, load_study
+from rlheals_ray.grid.units import StudyUnits
 from rlheals_ray.storage import Unit
 
 PEAK, HEALED = 8, 15
@@ -26,7 +26,7 @@ def all_units(*overrides: str, peak: int = PEAK, healed: int = HEALED) -> dict[s
             yield units.spectra(seed, peak, study.rl.from_steps)
             for edit in study.edits:
                 for variant in edit.variants(study.spectra.roles):
-                    for kind in edit_kinds(variant):
+                    for kind in edit_kinds(variant.factors):
                         steps = {"peak": peak, "healed": healed}
                         unit, probe = units.edit(seed, edit, variant, kind, steps)
                         if unit.name not in shared:
