@@ -21,8 +21,9 @@ def _schema(**columns: pa.DataType) -> pa.Schema:
 
 SFT = _schema(
     recipe=_s, seed=_i, step=_i, train_loss=_f, id_loss=_f, ood_loss=_f, learning_rate=_f,
-    grad_norm=_f, tokens=_i, seconds=_f, engine=_s, wrapped_model=_s, train_run=_s,
+    grad_norm=_f, tokens=_i, seconds=_f, parameter_bytes=_i, engine=_s, wrapped_model=_s, train_run=_s,
 )  # fmt: skip
+"""`parameter_bytes`: of the model's parameters, held by one worker between two updates."""
 RL = _schema(
     recipe=_s, algorithm=_s, seed=_i, sft_step=_i, rl_step=_i, reward_mean=_f, solved_at_1=_f,
     solved_at_k=_f, malformed=_f, entropy=_f, approx_kl=_f, clip_fraction=_f,
@@ -47,8 +48,33 @@ BOUNDARY = _schema(
     healing_seed_high=_f, p=_f, q=_f, forgetting=_f, recovery=_f, recovery_low=_f,
     recovery_high=_f, verdict=_s,
 )  # fmt: skip
+CONTROLS = _schema(
+    scope=_s, recipe=_s, algorithm=_s, control=_s, seed=_i, sft_step=_i, rl_step=_i, rule=_s, acc_rl=_f,
+    acc_control=_f, difference=_f, difference_low=_f, difference_high=_f, difference_seed_low=_f,
+    difference_seed_high=_f, p=_f, q=_f, verdict=_s,
+)  # fmt: skip
+"""RL against a control of equal compute from the same checkpoint: acc_rl − acc_control on the same problems, as the
+boundary's healing. verdict: better | worse | unclear, of RL."""
+EDGES = _schema(
+    recipe=_s, algorithm=_s, rl_step=_i, edge=_s, step=_i, next_step=_i, step_low=_i, step_high=_i, absent=_f,
+    seeds_low=_i, seeds_high=_i,
+)  # fmt: skip
+"""The boundary's edges. edge: lower | upper; step: the outermost SFT step that heals (null: none does), next_step: the
+next tested beyond it, where RL does not heal; step_low, _high: 95 % over problems (bootstrap of the verdicts);
+absent: share of the draws in which nothing heals; seeds_low, _high: the range of the seeds' own edges."""
+BRANCHES = _schema(
+    recipe=_s, algorithm=_s, seed=_i, sft_step=_i, status=_s, rl_step=_i, compute=_f, sft_updates=_i, cause=_s,
+)  # fmt: skip
+"""What became of every branch and control. status: done | stopped (early, cause says why) | failed | waiting; rl_step:
+the last update made; compute: FLOPs per parameter that training and generation took; sft_updates: of a control."""
+RECOMMENDATION = _schema(
+    recipe=_s, algorithm=_s, sft_step=_i, rl_step=_i, chosen=_b, eligible=_b, p_best=_f, ood=_f, ood_low=_f,
+    ood_high=_f, ood_seed_low=_f, ood_seed_high=_f, id=_f, id_low=_f, id_high=_f, id_floor=_f, checkpoint=_s,
+)  # fmt: skip
+"""Every cell as a place to stop, the best first: chosen on one half of the problems, accuracies of the other; p_best:
+share of bootstrap draws in which it is the best of the eligible; checkpoint: of the seed with the best OOD."""
 SPECTRA = _schema(
-    seed=_i, a=_s, b=_s, matrix=_s, layer=_i, role=_s, k=_i, drift_mean=_f, drift_max=_f,
+    recipe=_s, seed=_i, a=_s, b=_s, matrix=_s, layer=_i, role=_s, k=_i, drift_mean=_f, drift_max=_f,
     angle_u_mean=_f, angle_u_max=_f, angle_v_mean=_f, angle_v_max=_f, null_angle=_f, stretch=_f,
     turn=_f, delta_norm=_f, effective_rank_a=_f, effective_rank_b=_f, looks_random=_b,
     drift_abs_mean=_f, drift_abs_max=_f, alignment_u=_f, alignment_v=_f, chordal_u=_f, chordal_v=_f,
@@ -56,17 +82,17 @@ SPECTRA = _schema(
     random_power=_f,
 )  # fmt: skip
 UPDATES = _schema(
-    seed=_i, a=_s, b=_s, c=_s, matrix=_s, layer=_i, role=_s, k=_i, cosine=_f, angle_u_mean=_f,
+    recipe=_s, seed=_i, a=_s, b=_s, c=_s, matrix=_s, layer=_i, role=_s, k=_i, cosine=_f, angle_u_mean=_f,
     angle_u_max=_f, angle_v_mean=_f, angle_v_max=_f, null_angle_u=_f, null_angle_v=_f,
     delta_norm_1=_f, delta_norm_2=_f, effective_rank_1=_f, effective_rank_2=_f,
 )  # fmt: skip
 """Two updates of one matrix, ΔW₁ = b − a (say of SFT) and ΔW₂ = c − b (of RL from there)."""
 SINGULAR_VALUES = _schema(
-    seed=_i, checkpoint=_s, matrix=_s, layer=_i, role=_s, index=_i, sigma=_f,
+    recipe=_s, seed=_i, checkpoint=_s, matrix=_s, layer=_i, role=_s, index=_i, sigma=_f,
 )  # fmt: skip
 """σ_index of a checkpoint's matrix, index from 1, thinned on a log grid that holds the first and the last."""
 EDITS = _schema(
-    edit=_s, group=_s, seed=_i, donor=_s, recipient=_s, kind=_s, mode=_s, factors=_s, part=_s, k=_i,
+    edit=_s, group=_s, recipe=_s, seed=_i, donor=_s, recipient=_s, kind=_s, mode=_s, factors=_s, part=_s, k=_i,
     k_fraction=_f, t=_f, layers=pa.list_(_i), roles=pa.list_(_s), projection=_f, residual=_f, smallest=_f,
     delta_norm=_f, rule=_s, n=_i, acc_1=_f, acc_1_low=_f, acc_1_high=_f, acc_k=_f,
 )  # fmt: skip
@@ -78,7 +104,7 @@ HIDDEN = _schema(
 )  # fmt: skip
 """Where a checkpoint's mean hidden state lies, per layer (0: the embeddings)."""
 SIMILARITY = _schema(
-    seed=_i, a=_s, b=_s, rule=_s, layer=_i, n=_i, cka=_f, mmd2=_f, cosine=_f,
+    recipe=_s, seed=_i, a=_s, b=_s, rule=_s, layer=_i, n=_i, cka=_f, mmd2=_f, cosine=_f,
 )  # fmt: skip
 """Hidden states of two checkpoints on the same prompts; one MMD bandwidth for all pairs of a rule and layer."""
 SHIFT = _schema(
@@ -93,6 +119,7 @@ PREDICTORS = _schema(
 
 SCHEMAS: Mapping[str, pa.Schema] = {
     "sft": SFT, "rl": RL, "episodes": EPISODES, "scores": SCORES, "boundary": BOUNDARY,
+    "controls": CONTROLS, "edges": EDGES, "branches": BRANCHES, "recommendation": RECOMMENDATION,
     "spectra": SPECTRA, "updates": UPDATES, "singular_values": SINGULAR_VALUES, "edits": EDITS,
     "hidden": HIDDEN, "similarity": SIMILARITY, "shift": SHIFT, "predictors": PREDICTORS,
 }  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 
 from rlheals_ray.config import Study
 from rlheals_ray.grid.units import StudyUnits
+from rlheals_ray.lineage import Branch, Trunk
 from rlheals_ray.rl.spec import BranchSpec
 from rlheals_ray.rollout.generator import GeneratorSettings
 from rlheals_ray.rollout.pool import Pool
@@ -80,7 +81,8 @@ class Lab:
         files = StudyFiles(self.storage / study.name)
         if not files.checkpoint("base").exists():
             shutil.copytree(self.model, files.checkpoint("base"))
-        return BranchSpec(study, files, self.pool, seed, 0, StudyUnits(study).branch(seed, 0), "base")
+        branch = Branch(Trunk("plain", seed), 0, study.rl.algorithm)
+        return BranchSpec(study, files, self.pool, branch, StudyUnits(study).branch(branch), "base")
 
     def train(self, spec: BranchSpec, function: str = TRAIN_BRANCH, **more: Any) -> list[dict[str, Any]]:
         """Have a branch trained; its part of tables/rl."""

@@ -22,6 +22,7 @@ from rlheals_ray.bench.laboratory import POLICY, THREADS, Laboratory, add_model_
 from rlheals_ray.bench.measure import Figure, Outcome, alternate, at_least
 from rlheals_ray.config import RLSettings, TaskSettings
 from rlheals_ray.connection import WORKER_ENVIRONMENT
+from rlheals_ray.lineage import Branch, Trunk
 from rlheals_ray.rl.spec import BranchSpec
 from rlheals_ray.storage import Unit, fingerprint
 from rlheals_ray.tasks import get_task
@@ -81,7 +82,12 @@ def _branch(lab: Laboratory, training: Any, repetition: int) -> Updates:
     """A branch by the real learner in the warm worker group, fed by the pool."""
     unit = Unit(f"bench/{repetition}", fingerprint(repetition=repetition))
     spec = BranchSpec(
-        lab.study, lab.session.files, lab.session.pool, seed=repetition, sft_step=0, unit=unit, start=POLICY
+        lab.study,
+        lab.session.files,
+        lab.session.pool,
+        Branch(Trunk("plain", repetition), 0, "ppo"),
+        unit,
+        POLICY,
     )
     rows: list[Mapping[str, Any]] = []
     ends: list[float] = []

@@ -10,6 +10,7 @@ A study comes from a preset's name or a YAML file, then dotted overrides: `sft.l
 from rlheals_ray.config.edits import EditSettings, EditVariant, edit_kinds
 from rlheals_ray.config.fields import (
     Algorithm,
+    Control,
     InputError,
     PositiveFloat,
     PositiveInt,
@@ -20,36 +21,45 @@ from rlheals_ray.config.fields import (
     Steps,
 )
 from rlheals_ray.config.load import STUDIES, dump_study, load_study, presets
-from rlheals_ray.config.rl import RLSettings, RolloutSettings
+from rlheals_ray.config.rl import ControlSettings, EarlyStopSettings, RLSettings, RolloutSettings
 from rlheals_ray.config.settings import (
     BaseSettings,
     EvaluationSettings,
     HiddenSettings,
     MLflowSettings,
-    SFTSettings,
+    RecommendationSettings,
     SpectraSettings,
     TaskSettings,
     TrackingSettings,
     WandbSettings,
 )
+from rlheals_ray.config.sft import DataSettings, FlowSettings, LoraSettings, RotationSettings, SFTSettings
 from rlheals_ray.config.study import Study
 
 __all__ = [
     "STUDIES",
     "Algorithm",
     "BaseSettings",
+    "Control",
+    "ControlSettings",
+    "DataSettings",
+    "EarlyStopSettings",
     "EditSettings",
     "EditVariant",
     "EvaluationSettings",
+    "FlowSettings",
     "HiddenSettings",
     "InputError",
+    "LoraSettings",
     "MLflowSettings",
     "PositiveFloat",
     "PositiveInt",
     "RLSettings",
     "Recipe",
+    "RecommendationSettings",
     "Role",
     "RolloutSettings",
+    "RotationSettings",
     "SFTSettings",
     "Schedule",
     "Sharding",

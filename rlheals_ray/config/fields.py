@@ -8,8 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Role = Literal["q", "k", "v", "o", "gate", "up", "down", "embed", "head"]
 Sharding = Literal["none", "ddp", "fsdp2", "zero2", "zero3"]
-Recipe = Literal["plain"]
+Recipe = Literal["plain", "lora", "flow", "rotation"]
 Algorithm = Literal["ppo", "grpo", "rloo"]
+Control = Literal["continued_sft", "rejection_sft"]
 Schedule = Literal["constant", "cosine", "linear"]
 Steps = Annotated[tuple[int, ...], Field(min_length=1)]
 PositiveInt = Annotated[int, Field(gt=0)]

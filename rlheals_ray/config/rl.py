@@ -8,6 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from rlheals_ray.config.fields import (
     Algorithm,
+    Control,
     PositiveFloat,
     PositiveInt,
     Schedule,
@@ -15,6 +16,30 @@ from rlheals_ray.config.fields import (
     Steps,
     strictly_increasing,
 )
+
+
+class EarlyStopSettings(Settings):
+    """When a branch counts as hopeless: it then ends, and its later budgets are recorded as not reached."""
+
+    updates: PositiveInt = 10
+    """How many updates in a row."""
+    solved_at_k: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The share of training problems that is at most solved in each of them."""
+
+
+class ControlSettings(Settings):
+    """Controls of healing: what SFT does from the same checkpoints with the compute of the RL branch."""
+
+    kinds: tuple[Control, ...] = ("continued_sft", "rejection_sft")
+    from_steps: Steps | None = None
+    """Of rl.from_steps; null: all of them."""
+
+    @field_validator("kinds")
+    @classmethod
+    def _kinds(cls, kinds: tuple[Control, ...]) -> tuple[Control, ...]:
+        if len(set(kinds)) != len(kinds):
+            raise ValueError(f"kinds must be distinct; write {list(dict.fromkeys(kinds))}")
+        return kinds
 
 
 class RLSettings(Settings):
@@ -72,6 +97,7 @@ class RLSettings(Settings):
     gradient_checkpointing: bool = False
     save_every: PositiveInt = 1
     """Updates between two saves of a branch's state; a branch that dies repeats at most this many."""
+    early_stop: EarlyStopSettings | None = None
     workers: PositiveInt = 1
 
     @field_validator("top_p", "top_k", "repetition_penalty")

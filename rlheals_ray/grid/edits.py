@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from rlheals_ray import tables
 from rlheals_ray.config import EditSettings, EditVariant, InputError, edit_kinds
-from rlheals_ray.grid.peaks import anchors, named_checkpoint, probed_seeds
+from rlheals_ray.grid.peaks import anchors, named_checkpoint, probed_trunks
 from rlheals_ray.grid.probes import probe_all
 from rlheals_ray.grid.progress import StageProgress
 from rlheals_ray.grid.session import Session
@@ -41,29 +41,29 @@ class PlannedEdit:
 
 
 def planned_edits(session: Session) -> list[PlannedEdit]:
-    """Every edit and control of the seeds whose peak is known and whose branches are done.
+    """Every edit and control of the trunks whose peak is known and whose branches are done.
 
     None where donor and recipient turn out to be one checkpoint, as when the peak is the latest.
     """
     planned: dict[str, PlannedEdit] = {}
-    for seed in probed_seeds(session):
-        steps = anchors(session, seed)
+    for trunk in probed_trunks(session):
+        steps = anchors(session, trunk)
         for settings in session.study.edits:
             donor, recipient = (
-                named_checkpoint(session, seed, anchor, steps)
+                named_checkpoint(session, trunk, anchor, steps)
                 for anchor in (settings.donor, settings.recipient)
             )
             if donor is None or recipient is None or donor == recipient:
                 continue
             for variant in settings.variants(session.study.spectra.roles):
-                group = (edit_group(seed, settings, variant, session.study.spectra.roles), variant)
+                group = (edit_group(trunk, settings, variant, session.study.spectra.roles), variant)
                 for kind in edit_kinds(variant.factors):
-                    unit, probe = session.units.edit(seed, settings, variant, kind, steps)
+                    unit, probe = session.units.edit(trunk, settings, variant, kind, steps)
                     before = planned.get(unit.name)
                     planned[unit.name] = PlannedEdit(
                         unit,
                         probe,
-                        _edit(session, settings, variant, kind, seed, donor, recipient),
+                        _edit(session, settings, variant, kind, trunk.seed, donor, recipient),
                         donor,
                         recipient,
                         (*(before.groups if before else ()), group),
@@ -180,6 +180,7 @@ def _columns(plan: PlannedEdit, group: str, variant: EditVariant) -> dict[str, A
     return {
         "edit": plan.unit.name.removeprefix("edit/"),
         "group": group,
+        "recipe": plan.probe.recipe,
         "seed": plan.probe.seed,
         "donor": plan.donor,
         "recipient": plan.recipient,

@@ -18,12 +18,12 @@ from rlheals_ray.evaluation.asked import Asked, ask_base, asked_of
 from rlheals_ray.evaluation.collected import Order, collect, fingerprint_of
 from rlheals_ray.evaluation.probe import probe_problems
 from rlheals_ray.grid.hidden_tables import Places, hidden_tables
-from rlheals_ray.grid.peaks import peak_step, probed_seeds
+from rlheals_ray.grid.peaks import peak_step, probed_trunks
 from rlheals_ray.grid.probes import side_by_side
 from rlheals_ray.grid.progress import StageProgress
 from rlheals_ray.grid.session import Session
 from rlheals_ray.grid.units import Probe
-from rlheals_ray.sft.names import BASE
+from rlheals_ray.lineage import BASE, Trunk
 from rlheals_ray.storage import Unit, write_parquet
 
 HIDDEN = "hidden"
@@ -71,8 +71,8 @@ def _existing(session: Session) -> list[Probe]:
     return [p for p in session.units.probes() if session.files.holds(p.checkpoint, p.made_by)]
 
 
-def _peaks(session: Session) -> dict[int, int]:
-    return {seed: peak_step(session, seed) for seed in probed_seeds(session)}
+def _peaks(session: Session) -> dict[Trunk, int]:
+    return {trunk: peak_step(session, trunk) for trunk in probed_trunks(session)}
 
 
 def _file(session: Session, checkpoint: str) -> Path:

@@ -17,8 +17,7 @@ from rlheals_ray.evaluation.asked import Asked
 from rlheals_ray.evaluation.collected import layer_count, layer_states, numbers
 from rlheals_ray.evaluation.statistics import cluster_bootstrap, percentile_interval
 from rlheals_ray.grid.units import Probe
-from rlheals_ray.rl.names import branch_checkpoint
-from rlheals_ray.sft.names import BASE, trunk_checkpoint
+from rlheals_ray.lineage import BASE, Trunk, branches_of, trunks
 from rlheals_ray.tables import table
 
 if TYPE_CHECKING:
@@ -33,8 +32,8 @@ class Places:
 
     probes: Sequence[Probe]
     files: Sequence[Path]
-    peaks: Mapping[int, int]
-    """Seed to the SFT step of its OOD peak, where that is known."""
+    peaks: Mapping[Trunk, int]
+    """Trunk to the SFT step of its OOD peak, where that is known."""
 
 
 def hidden_tables(study: Study, places: Places, asked: Sequence[Asked]) -> dict[str, pa.Table]:
@@ -42,7 +41,7 @@ def hidden_tables(study: Study, places: Places, asked: Sequence[Asked]) -> dict[
     rules = sorted({one.rule for one in asked})
     rows = {rule: _rows_of(asked, rule) for rule in rules}
     compared = compared_pairs(study, places)
-    columns = [_columns(study, probe) for probe in places.probes]
+    columns = [_columns(probe) for probe in places.probes]
     held = ray.put((list(places.files), [(a, b) for _, a, b in compared]))
     keys = [(rule, layer) for rule in rules for layer in range(layer_count(places.files[0]))]
     hidden: list[Row] = []
@@ -53,10 +52,15 @@ def hidden_tables(study: Study, places: Places, asked: Sequence[Asked]) -> dict[
         where = {"rule": rule, "layer": layer, "n": n}
         hidden += [column | where | _coordinates(paths, place) for place, column in enumerate(columns)]
         similarity += [
-            {"seed": seed, "a": places.probes[a].checkpoint, "b": places.probes[b].checkpoint}
+            {
+                "recipe": trunk.recipe,
+                "seed": trunk.seed,
+                "a": places.probes[a].checkpoint,
+                "b": places.probes[b].checkpoint,
+            }
             | where
             | likeness._asdict()
-            for (seed, a, b), likeness in zip(compared, likenesses, strict=True)
+            for (trunk, a, b), likeness in zip(compared, likenesses, strict=True)
         ]
     shift = [
         column | {"rule": rule} | shift_columns(file, rows[rule], asked)
@@ -70,21 +74,20 @@ def hidden_tables(study: Study, places: Places, asked: Sequence[Asked]) -> dict[
     }
 
 
-def compared_pairs(study: Study, places: Places) -> list[tuple[int, int, int]]:
-    """(seed, a, b), places of checkpoints: base and peak against every other of the seed; a branch's start and end."""
+def compared_pairs(study: Study, places: Places) -> list[tuple[Trunk, int, int]]:
+    """(trunk, a, b), places of checkpoints: base and peak against every other of the trunk; branches' starts and ends."""
     place = {probe.checkpoint: index for index, probe in enumerate(places.probes)}
-    pairs: dict[tuple[int, int, int], None] = {}
-    for seed in study.seeds:
-        members = [probe.checkpoint for probe in places.probes if probe.seed == seed]
-        peak = trunk_checkpoint(seed, places.peaks[seed]) if seed in places.peaks else None
+    pairs: dict[tuple[Trunk, int, int], None] = {}
+    for trunk in trunks(study):
+        members = [probe.checkpoint for probe in places.probes if probe.trunk == trunk]
+        peak = trunk.checkpoint(places.peaks[trunk]) if trunk in places.peaks else None
         named = [(anchor, other) for anchor in (BASE, peak) for other in members]
         named += [
-            (trunk_checkpoint(seed, step), branch_checkpoint(seed, step, study.rl.budgets[-1]))
-            for step in study.rl.from_steps
+            (branch.start, branch.checkpoint(study.rl.budgets[-1])) for branch in branches_of(study, trunk)
         ]
         for a, b in named:
             if a in place and b in place and a != b:
-                pairs[seed, place[a], place[b]] = None
+                pairs[trunk, place[a], place[b]] = None
     return list(pairs)
 
 
@@ -117,12 +120,12 @@ def _rows_of(asked: Sequence[Asked], rule: str) -> slice:
     return slice(places[0], places[-1] + 1)
 
 
-def _columns(study: Study, probe: Probe) -> Row:
+def _columns(probe: Probe) -> Row:
     """Which checkpoint, as in the scores table."""
     return {
         "checkpoint": probe.checkpoint,
         "stage": probe.stage,
-        "recipe": study.sft.recipe,
+        "recipe": probe.recipe,
         "seed": probe.seed,
         "sft_step": probe.sft_step,
         "rl_step": probe.rl_step,

@@ -11,34 +11,35 @@ from rlheals_ray.evaluation.peak import ood_peak, split_halves
 from rlheals_ray.evaluation.probe import probe_problems
 from rlheals_ray.grid.session import Session
 from rlheals_ray.grid.units import Probe
-from rlheals_ray.rl.names import branch_checkpoint
-from rlheals_ray.sft.names import BASE, trunk_checkpoint
+from rlheals_ray.lineage import BASE, Branch, Trunk, branches_of, trunks
 
 
-def probed_seeds(session: Session) -> list[int]:
-    """The seeds whose whole trunk has been probed, so that their OOD peak is known."""
+def probed_trunks(session: Session) -> list[Trunk]:
+    """The trunks that have been probed as a whole, so that their OOD peak is known."""
     files, units = session.files, session.units
     return [
-        s for s in session.study.seeds if all(files.is_done(wanted.unit) for wanted in units.trunk_probes(s))
+        trunk
+        for trunk in trunks(session.study)
+        if all(files.is_done(wanted.unit) for wanted in units.trunk_probes(trunk))
     ]
 
 
-def peak_step(session: Session, seed: int) -> int:
-    """The SFT step of the seed's OOD peak, chosen on one half of the probe problems."""
-    probes = session.units.trunk_probes(seed)
+def peak_step(session: Session, trunk: Trunk) -> int:
+    """The SFT step of the trunk's OOD peak, chosen on one half of the probe problems."""
+    probes = session.units.trunk_probes(trunk)
     return _best(session, dict(zip(session.study.sft.steps, probes, strict=True)))
 
 
-def healed_step(session: Session, seed: int, peak: int) -> int | None:
+def healed_step(session: Session, trunk: Trunk, peak: int) -> int | None:
     """The SFT step past the peak from which the most RL leads to the best OOD accuracy, chosen on the same half.
 
     None while no branch from past the peak is done and probed.
     """
     done = session.files.is_done
     ends = {
-        step: session.units.branch_probes(seed, step)[-1]
-        for step in finished_branches(session, seed)
-        if step > peak
+        branch.sft_step: session.units.branch_probes(branch)[-1]
+        for branch in finished_branches(session, trunk)
+        if branch.sft_step > peak
     }
     probed = {step: wanted for step, wanted in ends.items() if done(wanted.unit)}
     return _best(session, probed) if probed else None
@@ -61,22 +62,25 @@ def clusters(session: Session) -> dict[str, str]:
     return {problem.id: problem.group for problem in problems}
 
 
-def finished_branches(session: Session, seed: int) -> list[int]:
-    """The SFT steps whose branch of this seed is done; none when the study has no RL."""
-    study, files, units = session.study, session.files, session.units
-    if study.rl.budgets[-1] == 0:
-        return []
-    return [step for step in study.rl.from_steps if files.is_done(units.branch(seed, step))]
+def finished_branches(session: Session, trunk: Trunk) -> list[Branch]:
+    """The RL branches of this trunk that are done and came to the last budget; none when the study has no RL."""
+    files, units, last = session.files, session.units, session.study.rl.budgets[-1]
+    return [
+        branch
+        for branch in branches_of(session.study, trunk)
+        if files.is_done(unit := units.branch(branch))
+        and files.holds(branch.checkpoint(last), unit.fingerprint)
+    ]
 
 
-def anchors(session: Session, seed: int) -> dict[str, int]:
+def anchors(session: Session, trunk: Trunk) -> dict[str, int]:
     """The SFT steps that edits call `peak` and, once there is one, `healed`."""
-    peak = peak_step(session, seed)
-    healed = healed_step(session, seed, peak)
+    peak = peak_step(session, trunk)
+    healed = healed_step(session, trunk, peak)
     return {"peak": peak} | ({} if healed is None else {"healed": healed})
 
 
-def named_checkpoint(session: Session, seed: int, anchor: str, steps: Mapping[str, int]) -> str | None:
+def named_checkpoint(session: Session, trunk: Trunk, anchor: str, steps: Mapping[str, int]) -> str | None:
     """The checkpoint that an edit calls `anchor` (config/edits.py); None while its branch is not done.
 
     steps: as `anchors` finds them.
@@ -87,14 +91,17 @@ def named_checkpoint(session: Session, seed: int, anchor: str, steps: Mapping[st
         case "base":
             return BASE
         case "peak":
-            return trunk_checkpoint(seed, steps["peak"])
+            return trunk.checkpoint(steps["peak"])
         case "latest":
-            return trunk_checkpoint(seed, study.sft.steps[-1])
+            return trunk.checkpoint(study.sft.steps[-1])
         case "sft":
-            return trunk_checkpoint(seed, int(numbers[0]))
+            return trunk.checkpoint(int(numbers[0]))
         case "healed":
             start = steps.get("healed")
-            return None if start is None else branch_checkpoint(seed, start, study.rl.budgets[-1])
+            if start is None:
+                return None
+            return Branch(trunk, start, study.rl.algorithm).checkpoint(study.rl.budgets[-1])
     start, budget = map(int, numbers)
-    done = session.files.is_done(session.units.branch(seed, start))
-    return branch_checkpoint(seed, start, budget) if done else None
+    branch = Branch(trunk, start, study.rl.algorithm)
+    made = session.files.holds(branch.checkpoint(budget), session.units.branch(branch).fingerprint)
+    return branch.checkpoint(budget) if made else None

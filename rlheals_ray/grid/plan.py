@@ -19,6 +19,7 @@ from rlheals_ray.grid.resources import (
     resources_of,
 )
 from rlheals_ray.grid.units import StudyUnits, edit_name
+from rlheals_ray.lineage import trunks
 from rlheals_ray.storage import StudyFiles
 
 NANO_CHECKPOINT_BYTES = 540_000
@@ -56,23 +57,25 @@ def print_plan(study: Study, address: str | None = None) -> int:
 def _stages(study: Study, units: StudyUnits, files: StudyFiles) -> Table:
     probes = units.probes()
     branches = list(units.branches())
-    trunks = [units.trunk(seed) for seed in study.seeds]
+    trunk_units = [units.trunk(trunk) for trunk in trunks(study)]
     table = Table(title=f"stages of {files.root}", title_justify="left")
     for column in ("stage", "units", "done", "of what"):
         table.add_column(column)
     base_updates = f"{study.base.steps} updates" if study.base.model == "nano" else "taken over"
     done = files.is_done
     table.add_row("base", "1", str(int(done(units.base))), base_updates)
-    table.add_row("sft", str(len(trunks)), str(sum(map(done, trunks))), f"{study.sft.steps[-1]} updates each")
     table.add_row(
-        "rl", str(len(branches)), str(sum(done(unit) for _, _, unit in branches)),
+        "sft", str(len(trunk_units)), str(sum(map(done, trunk_units))), f"{study.sft.steps[-1]} updates each"
+    )
+    table.add_row(
+        "rl", str(len(branches)), str(sum(done(unit) for _, unit in branches)),
         f"{study.rl.budgets[-1]} updates of {study.rl.episodes} episodes each",
     )  # fmt: skip
     table.add_row(
         "probe", str(len(probes)), str(sum(done(probe.unit) for probe in probes)),
         f"{study.evaluation.problems} ID and as many OOD problems each",
     )  # fmt: skip
-    table.add_row("spectra", str(len(study.seeds)), "-", "peak, latest and the ends of the branches")
+    table.add_row("spectra", str(len(trunk_units)), "-", "peak, latest and the ends of the branches")
     table.add_row("edit", str(len(_edits(study))), "-", "each probed; edits with their controls")
     return table
 
@@ -81,8 +84,8 @@ def _edits(study: Study) -> set[str]:
     """Every edited checkpoint, controls included; what they share is there once."""
     roles = study.spectra.roles
     return {
-        edit_name(seed, settings, variant, kind, roles)
-        for seed in study.seeds
+        edit_name(trunk, settings, variant, kind, roles)
+        for trunk in trunks(study)
         for settings in study.edits
         for variant in settings.variants(roles)
         for kind in edit_kinds(variant.factors)

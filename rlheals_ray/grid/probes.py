@@ -44,7 +44,7 @@ def run_probe(study: Study, files: StudyFiles, pool: Pool, wanted: Probe) -> Non
     rows = score_rows(
         episodes,
         stage=wanted.stage,
-        recipe=study.sft.recipe,
+        recipe=wanted.recipe,
         seed=wanted.seed,
         sft_step=wanted.sft_step,
         rl_step=wanted.rl_step,

@@ -48,7 +48,7 @@ class Resources:
 
 def resources_of(study: Study) -> Resources:
     """One worker group per team of generators: as many branches learn side by side as engines can feed."""
-    branches = len(study.seeds) * len(study.rl.from_steps)
+    branches = len(study.seeds) * len(study.sft.recipes) * len(study.rl.from_steps)
     teams = study.rollout.generators // study.rollout.generators_per_branch
     return Resources(
         generators=study.rollout.generators,

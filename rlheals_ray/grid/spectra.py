@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
-from rlheals_ray.grid.peaks import finished_branches, peak_step, probed_seeds
+from rlheals_ray.grid.peaks import finished_branches, peak_step, probed_trunks
 from rlheals_ray.grid.progress import StageProgress
 from rlheals_ray.grid.session import Session
-from rlheals_ray.rl.names import branch_checkpoint
-from rlheals_ray.sft.names import BASE, trunk_checkpoint
+from rlheals_ray.lineage import BASE, Trunk
 from rlheals_ray.storage import Unit
 
 if TYPE_CHECKING:
@@ -26,27 +26,31 @@ COMPARISONS = "parts/comparisons"
 """Where a study keeps what was found of each matrix, so that a killed stage goes on."""
 
 
-def spectra_units(session: Session) -> dict[int, Unit]:
-    """The comparisons of every seed whose peak is known."""
+def spectra_units(session: Session) -> dict[Trunk, Unit]:
+    """The comparisons of every trunk whose peak is known."""
     return {
-        seed: session.units.spectra(seed, peak_step(session, seed), finished_branches(session, seed))
-        for seed in probed_seeds(session)
+        trunk: session.units.spectra(trunk, peak_step(session, trunk), finished_branches(session, trunk))
+        for trunk in probed_trunks(session)
     }
 
 
 def spectra_stage(session: Session) -> None:
     """Drift and rotation of trunk and branches from the base and the OOD peak; SFT's updates beside RL's."""
+    pending = {t: unit for t, unit in spectra_units(session).items() if not session.files.is_done(unit)}
+    for recipe in dict.fromkeys(trunk.recipe for trunk in pending):
+        _compare(session, {trunk: unit for trunk, unit in pending.items() if trunk.recipe == recipe}, recipe)
+
+
+def _compare(session: Session, pending: Mapping[Trunk, Unit], recipe: str) -> None:
+    """The comparisons of one recipe's trunks; the base's matrices are decomposed once for all recipes."""
     study, files = session.study, session.files
-    pending = {seed: unit for seed, unit in spectra_units(session).items() if not files.is_done(unit)}
-    if not pending:
-        return
     from rlheals_ray.spectra.compare import compare
     from rlheals_ray.spectra.stock import Workers, matrix_shapes, stocked
     from rlheals_ray.spectra.updates import compare_updates
 
     session.connect()
-    pairs = [pair for seed in pending for pair in _pairs(session, seed)]
-    chains = [chain for seed in pending for chain in _chains(session, seed)]
+    pairs = [pair for trunk in pending for pair in _pairs(session, trunk)]
+    chains = [chain for trunk in pending for chain in _chains(session, trunk)]
     named = {
         (p.seed, name): where for p in pairs for name, where in ((p.a, p.a_directory), (p.b, p.b_directory))
     }
@@ -64,9 +68,13 @@ def spectra_stage(session: Session) -> None:
     with _shown("updates", (len(updates_made) + len(chains)) * len(shapes)) as progress:
         updates = compare_updates(chains, roles, ks, factors, slots, results=results, progress=progress)
     sigma = stock.singular_values([(seed, name, where) for (seed, name), where in named.items()])
-    for seed, unit in pending.items():
+    for trunk, unit in pending.items():
         for name, table in (("spectra", rows), ("updates", updates), ("singular_values", sigma)):
-            files.write_part(name, unit, table.filter(pc.equal(table["seed"], seed)))
+            mine = table.filter(pc.equal(table["seed"], trunk.seed))
+            column = pa.array([recipe] * mine.num_rows, pa.string())
+            files.write_part(
+                name, unit, mine.set_column(mine.schema.get_field_index("recipe"), "recipe", column)
+            )
         files.mark_done(unit)
 
 
@@ -77,38 +85,38 @@ def _shown(name: str, total: int) -> Iterator[Callable[[int], None]]:
     progress.end()
 
 
-def _pairs(session: Session, seed: int) -> list[Pair]:
+def _pairs(session: Session, trunk: Trunk) -> list[Pair]:
     """Every checkpoint where RL starts or ends, the peak and the latest: from base and from the peak."""
     from rlheals_ray.spectra.compare import Pair
 
     study, files, last = session.study, session.files, session.study.rl.budgets[-1]
-    peak = trunk_checkpoint(seed, peak_step(session, seed))
-    latest = trunk_checkpoint(seed, study.sft.steps[-1])
+    peak = trunk.checkpoint(peak_step(session, trunk))
+    latest = trunk.checkpoint(study.sft.steps[-1])
     named = [(BASE, peak), (BASE, latest), (peak, latest)]
-    named += [(anchor, trunk_checkpoint(seed, s)) for s in study.rl.from_steps for anchor in (BASE, peak)]
-    for step in finished_branches(session, seed):
-        start, end = trunk_checkpoint(seed, step), branch_checkpoint(seed, step, last)
+    named += [(anchor, trunk.checkpoint(s)) for s in study.rl.from_steps for anchor in (BASE, peak)]
+    for branch in finished_branches(session, trunk):
+        start, end = branch.start, branch.checkpoint(last)
         named += [(start, end), (BASE, end), (peak, end)]
     return [
-        Pair(seed, a, b, str(files.checkpoint(a)), str(files.checkpoint(b)))
+        Pair(trunk.seed, a, b, str(files.checkpoint(a)), str(files.checkpoint(b)))
         for a, b in dict.fromkeys(named)
         if a != b
     ]
 
 
-def _chains(session: Session, seed: int) -> list[Chain]:
+def _chains(session: Session, trunk: Trunk) -> list[Chain]:
     """From base by SFT to a branch's start and by RL to its end; and the same from the peak, which RL may undo."""
     from rlheals_ray.spectra.updates import Chain
 
     files, last = session.files, session.study.rl.budgets[-1]
-    peak = trunk_checkpoint(seed, peak_step(session, seed))
+    peak = trunk.checkpoint(peak_step(session, trunk))
     named = [
-        (origin, trunk_checkpoint(seed, step), branch_checkpoint(seed, step, last))
-        for step in finished_branches(session, seed)
+        (origin, branch.start, branch.checkpoint(last))
+        for branch in finished_branches(session, trunk)
         for origin in (BASE, peak)
     ]
     return [
-        Chain(seed, a, b, c, *(str(files.checkpoint(name)) for name in (a, b, c)))
+        Chain(trunk.seed, a, b, c, *(str(files.checkpoint(name)) for name in (a, b, c)))
         for a, b, c in named
         if a != b
     ]

@@ -15,7 +15,7 @@ from rlheals_ray.evaluation.probe import probe_problems
 from rlheals_ray.grid.probes import probe_all, side_by_side
 from rlheals_ray.grid.progress import StageProgress
 from rlheals_ray.grid.session import Session
-from rlheals_ray.sft.names import BASE, trunk_checkpoint
+from rlheals_ray.lineage import BASE, Trunk, branches, trunks
 from rlheals_ray.storage import StudyFiles, Unit
 from rlheals_ray.tasks import Problem
 from rlheals_ray.training import Work, WorkFailed
@@ -47,64 +47,65 @@ def _make_base(study: Study, files: StudyFiles, unit: Unit) -> Iterator[tuple[in
 
 
 def sft_stage(session: Session) -> None:
-    """The trunks, seeds side by side; their held-out losses; the probes of their checkpoints."""
+    """The trunks, side by side; their held-out losses; the probes of their checkpoints."""
     study, files, units = session.study, session.files, session.units
-    pending = [seed for seed in study.seeds if not files.is_done(units.trunk(seed))]
+    every = trunks(study)
+    pending = [trunk for trunk in every if not files.is_done(units.trunk(trunk))]
     if pending:
         # From the main thread, see Session.connect; and both at once: the engines start while SFT runs.
         # (Not already beside the base's training: sharing two cores slowed that more than it saved.)
         session.training, session.pool  # noqa: B018
-        progress = StageProgress("sft", study.sft.steps[-1] * len(study.seeds), "updates")
-        progress.skip(study.sft.steps[-1] * (len(study.seeds) - len(pending)))
-        side_by_side(lambda seed: _trunk(session, seed, progress), pending, len(pending))
+        progress = StageProgress("sft", study.sft.steps[-1] * len(every), "updates")
+        progress.skip(study.sft.steps[-1] * (len(every) - len(pending)))
+        side_by_side(lambda trunk: _trunk(session, trunk, progress), pending, len(pending))
         progress.end()
-    done = [seed for seed in study.seeds if files.is_done(units.trunk(seed))]
-    probes = [units.base_probe(), *(wanted for seed in done for wanted in units.trunk_probes(seed))]
+    done = [trunk for trunk in every if files.is_done(units.trunk(trunk))]
+    probes = [units.base_probe(), *(wanted for trunk in done for wanted in units.trunk_probes(trunk))]
     losses = _start_losses(session, done)
     probe_all(session, probes, "probe sft")
     _finish_losses(session, losses)
 
 
-def _trunk(session: Session, seed: int, progress: StageProgress) -> None:
-    unit = session.units.trunk(seed)
-    _begin(session, unit, f"sft/seed={seed}")
-    arguments = {"study": session.study, "files": session.files, "seed": seed, "unit": unit, "base": BASE}
+def _trunk(session: Session, trunk: Trunk, progress: StageProgress) -> None:
+    unit = session.units.trunk(trunk)
+    _begin(session, unit, trunk.name)
+    arguments = {"study": session.study, "files": session.files, "trunk": trunk, "unit": unit, "base": BASE}
     try:
         for row in session.training.run(Work(unit.name, TRAIN_TRUNK, arguments)):
-            progress.advance(note=f"seed {seed}: loss {row['loss']:.3f}")
+            progress.advance(note=f"{trunk.label}: loss {row['loss']:.3f}")
     except WorkFailed as error:
         session.failures[unit.name] = str(error)
     except Exception:
         session.failures[unit.name] = traceback.format_exc()
 
 
-Losses = dict[tuple[int, str], ray.ObjectRef]
+Losses = dict[tuple[Trunk, str], ray.ObjectRef]
 
 
-def _start_losses(session: Session, seeds: Sequence[int]) -> Losses:
+def _start_losses(session: Session, done: Sequence[Trunk]) -> Losses:
     """Score the trunks' checkpoints on held-out ID and OOD demonstrations, where that is not done."""
     study, files = session.study, session.files
-    pending = [seed for seed in seeds if not files.is_done(session.units.losses(seed))]
+    pending = [trunk for trunk in done if not files.is_done(session.units.losses(trunk))]
     if not pending:
         return {}
     session.connect()
     references: Losses = {}
     for rule in ("id", "ood"):
         problems = probe_problems(session.task, study.evaluation, rule)
-        for seed in pending:
-            directories = [files.checkpoint(trunk_checkpoint(seed, step)) for step in study.sft.steps]
-            references[seed, rule] = _score_losses.remote(directories, study.task, problems)
+        for trunk in pending:
+            directories = [files.checkpoint(trunk.checkpoint(step)) for step in study.sft.steps]
+            references[trunk, rule] = _score_losses.remote(directories, study.task, problems)
     return references
 
 
 def _finish_losses(session: Session, losses: Losses) -> None:
     """Complete the trunks' rows of tables/sft."""
-    for seed in sorted({seed for seed, _ in losses}):
-        unit = session.units.losses(seed)
+    for trunk in dict.fromkeys(trunk for trunk, _ in losses):
+        unit = session.units.losses(trunk)
         try:
-            part = session.files.read_part("sft", session.units.trunk(seed))
+            part = session.files.read_part("sft", session.units.trunk(trunk))
             for rule in ("id", "ood"):
-                values = pa.array(ray.get(losses[seed, rule]), pa.float64())
+                values = pa.array(ray.get(losses[trunk, rule]), pa.float64())
                 part = part.set_column(part.schema.get_field_index(f"{rule}_loss"), f"{rule}_loss", values)
         except Exception:
             session.failures[unit.name] = traceback.format_exc()
@@ -126,16 +127,17 @@ def rl_stage(session: Session) -> None:
     """The branches of the trunks that are done, and the probes of their checkpoints, on Ray Tune."""
     study, files, units = session.study, session.files, session.units
     updates = study.rl.budgets[-1]
-    branches = [branch for branch in units.branches() if files.is_done(units.trunk(branch[0]))]
-    progress = StageProgress("rl", updates * len(branches), "updates")
+    open_branches = [branch for branch in branches(study) if files.is_done(units.trunk(branch.trunk))]
+    progress = StageProgress("rl", updates * len(open_branches), "updates")
     pending = []
-    for seed, step, unit in branches:
+    for branch in open_branches:
+        unit = units.branch(branch)
         if files.is_done(unit):
             progress.skip(updates)
         else:
-            _begin(session, unit, f"rl/seed={seed}/sft_step={step:06d}")
-        if not files.is_done(unit) or any(not files.is_done(p.unit) for p in units.branch_probes(seed, step)):
-            pending.append((seed, step))
+            _begin(session, unit, branch.name)
+        if not files.is_done(unit) or any(not files.is_done(p.unit) for p in units.branch_probes(branch)):
+            pending.append(branch)
     if pending:
         from rlheals_ray.grid.sweep import sweep  # loads ray.tune: only where there is something to sweep
 

@@ -23,6 +23,7 @@ from rlheals_ray.grid.preflight import preflight
 from rlheals_ray.grid.session import Session
 from rlheals_ray.grid.spectra import spectra_stage, spectra_units
 from rlheals_ray.grid.stages import base_stage, evaluate_stage, rl_stage, sft_stage
+from rlheals_ray.lineage import trunks
 from rlheals_ray.provenance import git_commit, versions
 from rlheals_ray.storage import StudyFiles, write_json, write_text
 
@@ -89,8 +90,8 @@ def tables_stage(session: Session) -> None:
     """Compact every table from the parts of the units that are done."""
     study, files, units = session.study, session.files, session.units
     edits = planned_edits(session)
-    files.compact("sft", [units.losses(seed) for seed in study.seeds])
-    files.compact("rl", [unit for _, _, unit in units.branches()])
+    files.compact("sft", [units.losses(trunk) for trunk in trunks(study)])
+    files.compact("rl", [unit for _, unit in units.branches()])
     compared = list(spectra_units(session).values())
     for name in ("spectra", "updates", "singular_values"):
         files.compact(name, compared)
@@ -101,13 +102,12 @@ def tables_stage(session: Session) -> None:
     probed = [wanted.unit for wanted in [*units.probes(), *(plan.probe for plan in edits)]]
     episodes = files.compact("episodes", probed)
     scores = files.compact("scores", probed)
-    rows = boundary_rows(
-        episodes,
-        _with_start_of_branches(scores, study),
-        clusters(session),
-        study.sft.recipe,
-        study.rl.algorithm,
-    )
+    cells = _with_start_of_branches(scores, study)
+    rows = [
+        row
+        for recipe in study.sft.recipes
+        for row in boundary_rows(episodes, cells, clusters(session), recipe, study.rl.algorithm)
+    ]
     files.write_table("boundary", tables.table("boundary", rows))
     every = {name: files.read_table(name) for name in tables.SCHEMAS if name != "predictors"}
     files.write_table("predictors", tables.table("predictors", predictor_rows(every)))

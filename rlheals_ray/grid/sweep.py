@@ -1,4 +1,4 @@
-"""The sweep: Ray Tune runs one trial per (seed, SFT step); RL budgets are read off along the trial.
+"""The sweep: Ray Tune runs one trial per branch; RL budgets are read off along the trial.
 
 A trial is a light process. It has its branch trained by a warm Ray Train worker group, passes every
 update on to Tune, and then probes the branch's checkpoints through the pool.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from ray import tune
@@ -17,9 +16,9 @@ from ray.tune.logger import JsonLoggerCallback
 
 from rlheals_ray.config import Study
 from rlheals_ray.grid.progress import StageProgress
-from rlheals_ray.grid.tracking import branch_name, trackers
+from rlheals_ray.grid.tracking import trackers
 from rlheals_ray.grid.trial import branch_trial
-from rlheals_ray.grid.units import StudyUnits
+from rlheals_ray.lineage import Branch
 from rlheals_ray.rollout.pool import Pool
 from rlheals_ray.storage import StudyFiles
 from rlheals_ray.training import Training
@@ -30,10 +29,10 @@ def sweep(
     files: StudyFiles,
     pool: Pool,
     training: Training,
-    branches: Sequence[tuple[int, int]],
+    branches: Sequence[Branch],
     progress: StageProgress,
 ) -> dict[str, str]:
-    """Train and probe `branches`, (seed, SFT step) each; returns the causes of those that failed, by unit name."""
+    """Train and probe `branches`; returns the causes of those that failed, by unit name."""
     # Tune writes a warning per trial about metrics that we do not use for scheduling.
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -45,14 +44,12 @@ def sweep(
     tuner = tune.Tuner(
         # Trials only wait for others: they must not compete with the workers and engines for CPUs.
         tune.with_resources(trial, {"CPU": 0.01}),
-        param_space={
-            "branch": tune.grid_search([{"seed": seed, "sft_step": step} for seed, step in branches])
-        },
+        param_space={"branch": tune.grid_search([branch.plain() for branch in branches])},
         tune_config=tune.TuneConfig(
             # One trial more than groups: while one probes, the groups go on learning.
             max_concurrent_trials=len(training.groups) + 1,
             reuse_actors=True,
-            trial_name_creator=partial(_trial_name, study.rl.algorithm),
+            trial_name_creator=_trial_name,
         ),
         run_config=tune.RunConfig(
             name="branches",
@@ -61,17 +58,15 @@ def sweep(
             callbacks=[_Watch(progress), JsonLoggerCallback(), *trackers(study, files)],
         ),
     )
-    units = StudyUnits(study)
     failures = {}
     for result in tuner.fit():
         if result.error is not None:
-            branch = result.config["branch"]
-            failures[units.branch(branch["seed"], branch["sft_step"]).name] = str(result.error)
+            failures[Branch.of(result.config["branch"]).name] = str(result.error)
     return failures
 
 
-def _trial_name(algorithm: str, trial: Any) -> str:
-    return branch_name(algorithm, **trial.config["branch"])
+def _trial_name(trial: Any) -> str:
+    return Branch.of(trial.config["branch"]).run
 
 
 class _Watch(tune.Callback):
@@ -87,6 +82,6 @@ class _Watch(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        branch = result["config"]["branch"]
-        note = f"seed {branch['seed']}, from SFT {branch['sft_step']}: solved@1 {result.get('solved_at_1', 0):.2f}"
+        branch = Branch.of(result["config"]["branch"])
+        note = f"{branch.label}: solved@1 {result.get('solved_at_1', 0):.2f}"
         self._progress.advance(result.get("updates", 0), note if result.get("updates") else "")

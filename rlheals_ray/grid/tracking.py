@@ -37,11 +37,6 @@ _GROUPS = {
 _GROUP_OF = {column: group for group, columns in _GROUPS.items() for column in columns}
 
 
-def branch_name(algorithm: str, seed: int, sft_step: int) -> str:
-    """A branch's run in every tracker: `ppo-seed=0-sft_step=000120`."""
-    return f"{algorithm}-seed={seed}-sft_step={sft_step:06d}"
-
-
 def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of tables/rl among what a trial reported, as `group/column`; empty for any other report."""
     found = {}

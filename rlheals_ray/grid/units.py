@@ -13,13 +13,28 @@ from functools import cached_property
 from pathlib import Path
 
 from rlheals_ray.config import EditSettings, EditVariant, Role, Study
-from rlheals_ray.rl.names import branch_checkpoint
-from rlheals_ray.sft.names import BASE, trunk_checkpoint
+from rlheals_ray.lineage import BASE, Branch, Trunk, branches, branches_of, controls, trunks
 from rlheals_ray.storage import Unit, fingerprint
 from rlheals_ray.tasks import get_task
 
-CODE = {"base": 1, "sft": 1, "losses": 1, "rl": 4, "probe": 2, "spectra": 3, "edit": 3, "hidden": 1}
+CODE = {
+    "base": 1,
+    "sft": 1,
+    "losses": 1,
+    "rl": 4,
+    "probe": 2,
+    "spectra": 3,
+    "edit": 3,
+    "hidden": 1,
+    "control": 1,
+}
 """Raise a stage's number when its code changes what it computes: old results are then redone."""
+
+SFT_HOW = {
+    "workers", "micro_batch", "offload", "gradient_checkpointing", "state_every", "checkpoints", "recipe", "lora", "flow",
+    "rotation", "data",
+}  # fmt: skip
+"""What of `sft` only changes how a trunk is computed, or is hashed apart."""
 
 BRANCH_HOW = {"workers", "from_steps", "micro_batch", "save_every", "gradient_checkpointing"}
 """What of `rl` only changes how a branch is computed, or which branches there are."""
@@ -34,9 +49,17 @@ class Probe:
     made_by: str
     """Fingerprint of the unit that makes the checkpoint."""
     stage: str
-    seed: int | None
-    sft_step: int | None
-    rl_step: int | None
+    trunk: Trunk | None = None
+    sft_step: int | None = None
+    rl_step: int | None = None
+
+    @property
+    def seed(self) -> int | None:
+        return None if self.trunk is None else self.trunk.seed
+
+    @property
+    def recipe(self) -> str | None:
+        return None if self.trunk is None else self.trunk.recipe
 
 
 @dataclass(frozen=True)
@@ -54,82 +77,112 @@ class StudyUnits:
         settings = self.study.base
         if settings.model == "nano":
             return Unit("base", fingerprint(code=CODE["base"], base=settings.model_dump(), task=self.task))
-        # The same path may hold other weights tomorrow: sizes and times of its files tell, without reading them.
-        files = sorted(Path(settings.model).expanduser().iterdir())
-        content = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        content = directory_content(settings.model)
         return Unit("base", fingerprint(code=CODE["base"], model=settings.model, content=content))
 
-    def trunk(self, seed: int) -> Unit:
-        settings = self.study.sft.model_dump(exclude={"workers"})
+    def trunk(self, trunk: Trunk) -> Unit:
+        settings = self.study.sft
+        if settings.checkpoints is not None:
+            given = {step: where.format(seed=trunk.seed) for step, where in settings.checkpoints.items()}
+            how: dict[str, object] = {
+                "given": {step: directory_content(given[step]) for step in sorted(given)}
+            }
+        else:
+            how = {"sft": settings.model_dump(exclude=SFT_HOW), "recipe": trunk.recipe}
+            if trunk.recipe in ("lora", "flow", "rotation"):
+                how["settings"] = getattr(settings, trunk.recipe).model_dump()
+            if settings.data is not None:
+                how["data"] = directory_content(settings.data.path)
         return Unit(
-            f"sft/seed={seed}",
+            trunk.name,
             fingerprint(
-                code=CODE["sft"], sft=settings, seed=seed, task=self.task, parent=self.base.fingerprint
+                code=CODE["sft"], seed=trunk.seed, task=self.task, parent=self.base.fingerprint, **how
             ),
         )
 
-    def losses(self, seed: int) -> Unit:
+    def losses(self, trunk: Trunk) -> Unit:
         return Unit(
-            f"losses/seed={seed}",
-            fingerprint(code=CODE["losses"], problems=self._problems, parent=self.trunk(seed).fingerprint),
+            f"losses/{trunk.path}",
+            fingerprint(code=CODE["losses"], problems=self._problems, parent=self.trunk(trunk).fingerprint),
         )
 
-    def branch(self, seed: int, sft_step: int) -> Unit:
+    def branch(self, branch: Branch) -> Unit:
+        """An RL branch, or a control, which depends on how much compute its RL branch took."""
+        if branch.is_control:
+            return self._control(branch)
         settings = self.study.rl.model_dump(exclude=BRANCH_HOW)
         return Unit(
-            f"rl/seed={seed}/sft_step={sft_step:06d}",
+            branch.name,
             fingerprint(
                 code=CODE["rl"],
                 rl=settings,
-                sft_step=sft_step,
+                sft_step=branch.sft_step,
                 generation=self._generation,
-                parent=self.trunk(seed).fingerprint,
+                parent=self.trunk(branch.trunk).fingerprint,
             ),
         )
 
-    def branches(self) -> Iterator[tuple[int, int, Unit]]:
-        """(seed, SFT step, unit) of every branch."""
-        for seed in self.study.seeds:
-            for step in self.study.rl.from_steps:
-                yield seed, step, self.branch(seed, step)
+    def _control(self, control: Branch) -> Unit:
+        beside = Branch(control.trunk, control.sft_step, self.study.rl.algorithm)
+        return Unit(
+            control.name,
+            fingerprint(
+                code=CODE["control"], algorithm=control.algorithm, parent=self.branch(beside).fingerprint
+            ),
+        )
+
+    def branches(self) -> Iterator[tuple[Branch, Unit]]:
+        """Every RL branch."""
+        for branch in branches(self.study):
+            yield branch, self.branch(branch)
+
+    def controls(self) -> Iterator[tuple[Branch, Unit]]:
+        """Every control of healing."""
+        for control in controls(self.study):
+            yield control, self.branch(control)
 
     def base_probe(self) -> Probe:
-        return self._probe(BASE, self.base.fingerprint, "base", None, None, None)
+        return self._probe(BASE, self.base.fingerprint, "base")
 
-    def trunk_probes(self, seed: int) -> list[Probe]:
-        parent = self.trunk(seed).fingerprint
+    def trunk_probes(self, trunk: Trunk) -> list[Probe]:
+        parent = self.trunk(trunk).fingerprint
         return [
-            self._probe(trunk_checkpoint(seed, step), parent, "sft", seed, step, 0)
+            self._probe(trunk.checkpoint(step), parent, "sft", trunk, step, 0)
             for step in self.study.sft.steps
         ]
 
-    def branch_probes(self, seed: int, sft_step: int) -> list[Probe]:
-        parent = self.branch(seed, sft_step).fingerprint
+    def branch_probes(self, branch: Branch) -> list[Probe]:
+        """The probes of a branch's budgets, or of the control's at the same compute."""
+        parent = self.branch(branch).fingerprint
+        stage = "control" if branch.is_control else "rl"
         return [
-            self._probe(branch_checkpoint(seed, sft_step, budget), parent, "rl", seed, sft_step, budget)
+            self._probe(branch.checkpoint(budget), parent, stage, branch.trunk, branch.sft_step, budget)
             for budget in self.study.rl.budgets
             if budget > 0
         ]
 
     def probes(self) -> list[Probe]:
-        """Every probe of the map, in the order of the scores table."""
+        """Every probe of the map, in the order of the scores table; controls apart, see `control_probes`."""
         out = [self.base_probe()]
-        for seed in self.study.seeds:
-            out += self.trunk_probes(seed)
-            for step in self.study.rl.from_steps:
-                out += self.branch_probes(seed, step)
+        for trunk in trunks(self.study):
+            out += self.trunk_probes(trunk)
+            for branch in branches_of(self.study, trunk):
+                out += self.branch_probes(branch)
         return out
 
-    def spectra(self, seed: int, peak: int, branches: Sequence[int]) -> Unit:
-        """Comparisons of one seed's checkpoints: they depend on the peak and on which branches are done."""
+    def control_probes(self) -> list[Probe]:
+        return [probe for control, _ in self.controls() for probe in self.branch_probes(control)]
+
+    def spectra(self, trunk: Trunk, peak: int, branches: Sequence[Branch]) -> Unit:
+        """Comparisons of one trunk's checkpoints: they depend on the peak and on which branches are done."""
         return Unit(
-            f"spectra/seed={seed}",
+            f"spectra/{trunk.path}",
             fingerprint(
                 code=CODE["spectra"],
                 spectra=self.study.spectra.model_dump(),
                 peak=peak,
-                trunk=self.trunk(seed).fingerprint,
-                branches=[self.branch(seed, step).fingerprint for step in branches],
+                trunk=self.trunk(trunk).fingerprint,
+                branches=[self.branch(branch).fingerprint for branch in branches],
             ),
         )
 
@@ -165,26 +218,26 @@ class StudyUnits:
             ),
         )
 
-    def hidden(self, collected: Sequence[Unit], peaks: Mapping[int, int]) -> Unit:
-        """The measures: they depend on which checkpoints were collected, and on where the seeds' peaks are."""
+    def hidden(self, collected: Sequence[Unit], peaks: Mapping[Trunk, int]) -> Unit:
+        """The measures: they depend on which checkpoints were collected, and on where the trunks' peaks are."""
         return Unit(
             "hidden",
             fingerprint(
                 code=CODE["hidden"],
                 collected=[(unit.name, unit.fingerprint) for unit in collected],
-                peaks=sorted(peaks.items()),
+                peaks=sorted((trunk.path, step) for trunk, step in peaks.items()),
             ),
         )
 
     def edit(
-        self, seed: int, edit: EditSettings, variant: EditVariant, kind: str, steps: Mapping[str, int]
+        self, trunk: Trunk, edit: EditSettings, variant: EditVariant, kind: str, steps: Mapping[str, int]
     ) -> tuple[Unit, Probe]:
         """The unit that writes an edited checkpoint, and its probe.
 
         steps: the SFT steps that were found for `peak` and, where an edit names it, `healed`.
         """
         roles = self.study.spectra.roles
-        name = edit_name(seed, edit, variant, kind, roles)
+        name = edit_name(trunk, edit, variant, kind, roles)
         # A control has no more inputs than shape it: the swap of the same matrices is one, whatever edit it is for.
         how = dataclasses.asdict(variant) if kind != "weight_swap" else {"whose": edit_whose(variant, roles)}
         named = (edit.donor, edit.recipient)
@@ -198,28 +251,29 @@ class StudyUnits:
                 variant=how,
                 roles=variant.roles,
                 kind=kind,
-                donor=(edit.donor, self._made_by(seed, edit.donor, steps)),
-                recipient=(edit.recipient, self._made_by(seed, edit.recipient, steps)),
+                donor=(edit.donor, self._made_by(trunk, edit.donor, steps)),
+                recipient=(edit.recipient, self._made_by(trunk, edit.recipient, steps)),
                 **found,
             ),
         )
-        return unit, self._probe(f"edit/{name}", unit.fingerprint, "edit", seed, None, None)
+        return unit, self._probe(f"edit/{name}", unit.fingerprint, "edit", trunk)
 
-    def _made_by(self, seed: int, anchor: str, steps: Mapping[str, int]) -> str:
+    def _made_by(self, trunk: Trunk, anchor: str, steps: Mapping[str, int]) -> str:
         """Fingerprint of the unit that makes the checkpoint which an edit calls `anchor`."""
         kind, *numbers = anchor.split("-")
         if kind in ("rl", "healed"):
-            return self.branch(seed, int(numbers[0]) if numbers else steps["healed"]).fingerprint
-        return self.base.fingerprint if kind == "base" else self.trunk(seed).fingerprint
+            start = int(numbers[0]) if numbers else steps["healed"]
+            return self.branch(Branch(trunk, start, self.study.rl.algorithm)).fingerprint
+        return self.base.fingerprint if kind == "base" else self.trunk(trunk).fingerprint
 
     def _probe(
         self,
         checkpoint: str,
         parent: str,
         stage: str,
-        seed: int | None,
-        sft_step: int | None,
-        rl_step: int | None,
+        trunk: Trunk | None = None,
+        sft_step: int | None = None,
+        rl_step: int | None = None,
     ) -> Probe:
         unit = Unit(
             f"probe/{checkpoint}",
@@ -233,7 +287,7 @@ class StudyUnits:
                 parent=parent,
             ),
         )
-        return Probe(unit, checkpoint, parent, stage, seed, sft_step, rl_step)
+        return Probe(unit, checkpoint, parent, stage, trunk, sft_step, rl_step)
 
     @property
     def _problems(self) -> dict[str, int]:
@@ -245,21 +299,37 @@ class StudyUnits:
         return {"engine": rollout.engine, "dtype": rollout.dtype, "max_model_len": rollout.max_model_len}
 
 
-def edit_group(seed: int, edit: EditSettings, variant: EditVariant, roles: tuple[Role, ...]) -> str:
+def directory_content(path: str) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of a directory's files, or of one file: whether it is still the same, without reading it.
+
+    The same path may hold other weights tomorrow.
+    """
+    where = Path(path).expanduser()
+    files = [where] if where.is_file() else sorted(file for file in where.rglob("*") if file.is_file())
+    return [(str(f.relative_to(where.parent)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+
+
+def _of(trunk: Trunk) -> str:
+    return trunk.path.replace("/", "_")
+
+
+def edit_group(trunk: Trunk, edit: EditSettings, variant: EditVariant, roles: tuple[Role, ...]) -> str:
     """What an edit and its controls share: `seed=0_peak-into-latest_UV_k=all`, defaults left out."""
     mode = "" if variant.mode == "concatenate" else f"_{variant.mode}"
     k = "all" if variant.k is None else variant.k
     part = "" if variant.part == "top" else f"_{variant.part}"
     t = "" if variant.t == 1 else f"_t={variant.t:g}"
     whose = edit_whose(variant, roles)
-    return f"seed={seed}_{edit.donor}-into-{edit.recipient}_{variant.factors}{mode}_k={k}{part}{t}{whose}"
+    return f"{_of(trunk)}_{edit.donor}-into-{edit.recipient}_{variant.factors}{mode}_k={k}{part}{t}{whose}"
 
 
-def edit_name(seed: int, edit: EditSettings, variant: EditVariant, kind: str, roles: tuple[Role, ...]) -> str:
+def edit_name(
+    trunk: Trunk, edit: EditSettings, variant: EditVariant, kind: str, roles: tuple[Role, ...]
+) -> str:
     """The id of an edit or control, also its directory: `seed=0_peak-into-latest_UV_k=all_edit`."""
     if kind == "weight_swap":
-        return f"seed={seed}_{edit.donor}-into-{edit.recipient}{edit_whose(variant, roles)}_{kind}"
-    return f"{edit_group(seed, edit, variant, roles)}_{kind}"
+        return f"{_of(trunk)}_{edit.donor}-into-{edit.recipient}{edit_whose(variant, roles)}_{kind}"
+    return f"{edit_group(trunk, edit, variant, roles)}_{kind}"
 
 
 def edit_whose(variant: EditVariant, roles: tuple[Role, ...]) -> str:

@@ -16,7 +16,6 @@ import ray
 from rlheals_ray import tables
 from rlheals_ray.models.chat import ChatFormat
 from rlheals_ray.received import record_received
-from rlheals_ray.rl.names import branch_checkpoint
 from rlheals_ray.rl.spec import BranchSpec
 from rlheals_ray.rollout.episode import Episode, EpisodeRequest, Rollout, Sampling, Weights
 from rlheals_ray.rollout.load import Load
@@ -64,13 +63,14 @@ class Branch:
         Algorithms that compare episodes of one problem get `group_size` of each, side by side.
         """
         group = 1 if self.settings.algorithm == "ppo" else self.settings.group_size
-        rng = np.random.default_rng((self.spec.seed, self.spec.sft_step, update))
+        rng = np.random.default_rng((self.spec.branch.seed, self.spec.branch.sft_step, update))
         count = self.settings.episodes // group
         rounds = -(-count // len(self._problems))
         order = np.concatenate([rng.permutation(len(self._problems)) for _ in range(rounds)])[:count]
         return [
             EpisodeRequest(
-                self._problems[problem], (self.spec.seed, self.spec.sft_step, update, place * group + i)
+                self._problems[problem],
+                (self.spec.branch.seed, self.spec.branch.sft_step, update, place * group + i),
             )
             for place, problem in enumerate(order)
             for i in range(group)
@@ -124,10 +124,10 @@ class Branch:
         """
         row = {
             **dict.fromkeys(tables.RL.names),
-            "recipe": self.study.sft.recipe,
+            "recipe": self.spec.branch.trunk.recipe,
             "algorithm": self.settings.algorithm,
-            "seed": self.spec.seed,
-            "sft_step": self.spec.sft_step,
+            "seed": self.spec.branch.seed,
+            "sft_step": self.spec.branch.sft_step,
             "rl_step": update,
             **outcome(rollout.episodes),
             "weight_lag": update - 1 - rollout.episodes[0].weights.update,
@@ -150,7 +150,7 @@ class Branch:
 
         Where saving is collective the other ranks save into no directory meanwhile.
         """
-        name = branch_checkpoint(self.spec.seed, self.spec.sft_step, update)
+        name = self.spec.branch.checkpoint(update)
         with new_directory(self.spec.files.checkpoint(name)) as directory:
             save(directory)
             self.tokenizer.save_pretrained(directory)

@@ -64,7 +64,7 @@ def _learner(branch: Branch) -> PPO:
     """The learner at the branch's start; collective."""
     settings, sharding = branch.settings, branch.study.sft.sharding
     prepare_process(sharding)
-    torch.manual_seed(branch.spec.seed)
+    torch.manual_seed(branch.spec.branch.seed)
     model = AutoModelForCausalLM.from_pretrained(branch.start_directory, dtype=torch.float32)
     model.eval()  # no dropout: the ratio compares distributions, not noise
     policy = ShardedPolicy(
@@ -84,7 +84,7 @@ def _learner(branch: Branch) -> PPO:
         critic,
         torch.optim.Adam(critic.parameters(), lr=settings.value_learning_rate),
         settings,
-        seed=(branch.spec.seed, branch.spec.sft_step),
+        seed=(branch.spec.branch.seed, branch.spec.branch.sft_step),
         reference=reference,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rlheals_ray.config import Study
+from rlheals_ray.lineage import Branch
 from rlheals_ray.rollout.pool import Pool
 from rlheals_ray.storage import StudyFiles, Unit
 
@@ -16,8 +17,7 @@ class BranchSpec:
     study: Study
     files: StudyFiles
     pool: Pool
-    seed: int
-    sft_step: int
+    branch: Branch
     unit: Unit
     start: str
     """The checkpoint it leaves from."""

@@ -60,14 +60,14 @@ def learn_trl(branch: Branch) -> None:
             model,
             sharding=branch.study.sft.sharding,
             world_size=branch.world_size,
-            seed=branch.spec.seed,
+            seed=branch.spec.branch.seed,
             state=branch.state_directory,
         ),
         source=episodes,
         # Not the branch's: TRL gives a tokenizer without a padding token one.
         tokenizer=ChatFormat.of(branch.start_directory).tokenizer,
         settings=settings,
-        seed=(branch.spec.seed, branch.spec.sft_step),
+        seed=(branch.spec.branch.seed, branch.spec.branch.sft_step),
     )
     episodes.trainer = trainer
     trainer.add_callback(_Updates(branch, trainer, episodes))

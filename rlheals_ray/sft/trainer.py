@@ -26,11 +26,11 @@ from trl import SFTConfig, SFTTrainer
 
 from rlheals_ray import tables
 from rlheals_ray.config import Study
+from rlheals_ray.lineage import Trunk
 from rlheals_ray.models.chat import ChatFormat
 from rlheals_ray.models.checkpoint_writer import copy_model
 from rlheals_ray.received import record_received
 from rlheals_ray.sft.data import Example, training_examples
-from rlheals_ray.sft.names import trunk_checkpoint
 from rlheals_ray.sharding import effective, prepare_process, trainer_arguments, wrapped_name
 from rlheals_ray.storage import StudyFiles, Unit, new_directory
 from rlheals_ray.tasks import get_task
@@ -40,8 +40,8 @@ _PUBLISHED = "PUBLISHED"
 """In a saved state whose checkpoint was published: who can read it."""
 
 
-def train_trunk(study: Study, files: StudyFiles, seed: int, unit: Unit, base: str, report: Report) -> None:
-    """Train the trunk of `seed` from checkpoint `base`; called on every rank of a worker group.
+def train_trunk(study: Study, files: StudyFiles, trunk: Trunk, unit: Unit, base: str, report: Report) -> None:
+    """Train `trunk` from checkpoint `base`; called on every rank of a worker group.
 
     Leaves checkpoints/sft/seed=S/step=N for every N of sft.steps, the trunk's part of tables/sft
     without the held-out losses (they are scored elsewhere, from the checkpoints), and its marker.
@@ -54,13 +54,13 @@ def train_trunk(study: Study, files: StudyFiles, seed: int, unit: Unit, base: st
     settings = study.sft
     task = get_task(study.task.name, **study.task.options)
     base_directory = files.checkpoint(base)
-    examples = training_examples(task, ChatFormat.of(base_directory), settings, seed)
+    examples = training_examples(task, ChatFormat.of(base_directory), settings, trunk.seed)
     state = files.state(unit)
-    log = _TrunkLog(study, files, seed, unit, report, is_main=context.get_world_rank() == 0)
+    log = _TrunkLog(study, files, trunk, unit, report, is_main=context.get_world_rank() == 0)
     if context.get_world_rank() == 0:
         record_received(files.received(unit), task, [example.problem for example in examples])
         if 0 in settings.steps:
-            _publish(base_directory, files, trunk_checkpoint(seed, 0), unit)
+            _publish(base_directory, files, trunk.checkpoint(0), unit)
     resume_point = log.resume_point()
     if resume_point is None and context.get_world_rank() == 0:
         # What is left there has higher steps than the first to come, and the trainer keeps the highest.
@@ -70,7 +70,7 @@ def train_trunk(study: Study, files: StudyFiles, seed: int, unit: Unit, base: st
     trainer = SFTTrainer(
         model=model,
         args=_arguments(
-            study, seed, state, context.get_world_size(), trainer_arguments(settings.sharding, model)
+            study, trunk.seed, state, context.get_world_size(), trainer_arguments(settings.sharding, model)
         ),
         train_dataset=_dataset(examples),
         processing_class=ChatFormat.of(base_directory).tokenizer,
@@ -133,9 +133,9 @@ class _TrunkLog(TrainerCallback):
     """Saves and publishes the trunk's checkpoints and keeps its log; the trainer calls it."""
 
     def __init__(
-        self, study: Study, files: StudyFiles, seed: int, unit: Unit, report: Report, *, is_main: bool
+        self, study: Study, files: StudyFiles, trunk: Trunk, unit: Unit, report: Report, *, is_main: bool
     ) -> None:
-        self._study, self._files, self._seed = study, files, seed
+        self._study, self._files, self._trunk = study, files, trunk
         self._unit, self._state = unit, files.state(unit)
         self._report, self._is_main = report, is_main
         self._start = time.perf_counter()
@@ -166,7 +166,7 @@ class _TrunkLog(TrainerCallback):
             dist.barrier()  # a state counts only when every worker has written its part
         if self._is_main:
             saved = self._state / f"checkpoint-{state.global_step}"
-            _publish(saved, self._files, trunk_checkpoint(self._seed, state.global_step), self._unit)
+            _publish(saved, self._files, self._trunk.checkpoint(state.global_step), self._unit)
             (saved / _PUBLISHED).write_text(self._layout)
 
     @property
@@ -198,8 +198,8 @@ class _TrunkLog(TrainerCallback):
             updates = [history[s] for s in range(previous + 1, step + 1) if s in history]
             rows.append(
                 {
-                    "recipe": self._study.sft.recipe,
-                    "seed": self._seed,
+                    "recipe": self._trunk.recipe,
+                    "seed": self._trunk.seed,
                     "step": step,
                     "train_loss": _mean(updates, "loss"),
                     "id_loss": None,
@@ -208,6 +208,7 @@ class _TrunkLog(TrainerCallback):
                     "grad_norm": _mean(updates, "grad_norm"),
                     "tokens": sum(len(e.input_ids) for e in examples[previous * batch : step * batch]),
                     "seconds": sum(_durations(updates, history)),
+                    "parameter_bytes": None,
                     "engine": "trl.SFTTrainer",
                     "wrapped_model": wrapped_model,
                     "train_run": train_run,

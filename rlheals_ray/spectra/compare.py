@@ -128,7 +128,7 @@ def compare_one(
         measured,
         what="spectra", code=CODE, a=keys["a"], b=keys["b"], ks=list(ks), seed=seed,
     )  # fmt: skip
-    pair = {name: row[name] for name in ("seed", "a", "b")}
+    pair = {"recipe": None} | {name: row[name] for name in ("seed", "a", "b")}
     return [{**pair, **place(matrix), **measures} for measures in found]
 
 

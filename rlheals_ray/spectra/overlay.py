@@ -31,6 +31,7 @@ def singular_value_rows(seed: int | None, checkpoint: str, matrix: str, S: Array
     layer, role = locate(matrix) or (None, None)
     return [
         {
+            "recipe": None,
             "seed": seed,
             "checkpoint": checkpoint,
             "matrix": matrix,

@@ -181,7 +181,7 @@ def _compare_rows(
         matrix, keys = row["matrix"], row["keys"]
         measured = partial(_measured, opened, row, ks, factors, device)
         found = kept(folder, measured, what="updates", code=CODE, keys=keys, ks=list(ks))
-        chain = {name: row[name] for name in ("seed", "a", "b", "c")}
+        chain = {"recipe": None} | {name: row[name] for name in ("seed", "a", "b", "c")}
         texts.append(json.dumps([{**chain, **place(matrix), **measures} for measures in found]))
     return pa.table({"rows": pa.array(texts, pa.string())})
 

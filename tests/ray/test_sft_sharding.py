@@ -18,10 +18,10 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from rlheals_ray.config import SFTSettings, Study, TaskSettings
+from rlheals_ray.lineage import BASE, Trunk
 from rlheals_ray.models import nano
 from rlheals_ray.models.chat import ChatFormat
 from rlheals_ray.sft.data import IGNORE, training_examples
-from rlheals_ray.sft.names import BASE, trunk_checkpoint
 from rlheals_ray.sft.trainer import train_trunk
 from rlheals_ray.storage import StudyFiles, Unit
 from rlheals_ray.tasks import get_task
@@ -70,7 +70,7 @@ class Laboratory:
         work = Work(
             f"{sharding}-{time.monotonic_ns()}",
             "tests.ray.test_sft_sharding:trunk",
-            {"study": study_of(sharding), "files": files, "seed": 0, "unit": UNIT, "base": BASE}
+            {"study": study_of(sharding), "files": files, "trunk": TRUNK, "unit": UNIT, "base": BASE}
             | {"pids": str(pids)},
         )
         disturber = threading.Thread(target=during, args=(pids,)) if during else None
@@ -83,7 +83,8 @@ class Laboratory:
         return files
 
 
-UNIT = Unit("sft/seed=0", "fingerprint")
+TRUNK = Trunk("plain", 0)
+UNIT = Unit(TRUNK.name, "fingerprint")
 
 
 def _made(directory: Path) -> Path:
@@ -136,9 +137,9 @@ def check(files: StudyFiles, sharding: str, reference: tuple[list[float], dict[s
     assert {row["wrapped_model"] for row in rows} == {WRAPPED[sharding]}
     assert [row["train_loss"] for row in rows[1:]] == pytest.approx(losses, abs=1e-3)
     for step in STEPS:
-        assert files.holds(trunk_checkpoint(0, step), UNIT.fingerprint)
-        assert (files.checkpoint(trunk_checkpoint(0, step)) / "model.safetensors").exists()
-    published = AutoModelForCausalLM.from_pretrained(files.checkpoint(trunk_checkpoint(0, STEPS[-1])))
+        assert files.holds(TRUNK.checkpoint(step), UNIT.fingerprint)
+        assert (files.checkpoint(TRUNK.checkpoint(step)) / "model.safetensors").exists()
+    published = AutoModelForCausalLM.from_pretrained(files.checkpoint(TRUNK.checkpoint(STEPS[-1])))
     start = nano.untrained(TARGETS, seed=0).state_dict()
     state = published.state_dict()
     assert state.keys() == weights.keys()

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from rlheals_ray import lineage
 from rlheals_ray.config import load_study
 from rlheals_ray.models import nano
 from rlheals_ray.models.chat import ChatFormat
 from rlheals_ray.rl.branch import Branch
-from rlheals_ray.rl.names import branch_checkpoint
 from rlheals_ray.rl.ppo_learner import learn_ppo
 from rlheals_ray.rl.spec import BranchSpec
 from rlheals_ray.rollout.episode import EpisodeRequest, Rollout, Weights
@@ -34,6 +34,9 @@ class Interrupted(Exception):
     """What a test does to a branch."""
 
 
+BRANCH = lineage.Branch(lineage.Trunk("plain", 1), 4, "ppo")
+
+
 class Alone(Branch):
     """A branch in this process: no worker group, and invented episodes in place of an engine's."""
 
@@ -41,9 +44,7 @@ class Alone(Branch):
         self.study = load_study("nano", OVERRIDES)
         self.settings = self.study.rl
         no_pool: Any = None
-        self.spec = BranchSpec(
-            self.study, StudyFiles(root), no_pool, seed=1, sft_step=4, unit=Unit("rl/b", "f"), start="-"
-        )
+        self.spec = BranchSpec(self.study, StudyFiles(root), no_pool, BRANCH, Unit("rl/b", "f"), "-")
         self.rank, self.world_size, self.train_run = 0, 1, "test"
         self.start_directory = directory
         self.tokenizer = ChatFormat.of(directory).tokenizer
@@ -67,9 +68,7 @@ class Alone(Branch):
     def outcome(self) -> tuple[dict[int, Any], list[dict[str, Any]]]:
         """Weights at each budget, and the rows without what was timed."""
         weights = {
-            budget: load_file(
-                self.spec.files.checkpoint(branch_checkpoint(1, 4, budget)) / "model.safetensors"
-            )
+            budget: load_file(self.spec.files.checkpoint(BRANCH.checkpoint(budget)) / "model.safetensors")
             for budget in self.settings.budgets[1:]
         }
         rows = [{k: v for k, v in row.items() if k not in MEASURED} for row in self.rows]

@@ -188,7 +188,7 @@ def test_the_best_predictor_is_never_told_without_its_reference_and_its_number(
 
 
 def test_names_of_invented_checkpoints_are_those_of_the_pipeline() -> None:
-    from rlheals_ray.rl.names import branch_checkpoint
-    from rlheals_ray.sft.names import trunk_checkpoint
+    from rlheals_ray.lineage import Branch, Trunk
 
-    assert trunk(1, 60) == trunk_checkpoint(1, 60) and branch(1, 60, 30) == branch_checkpoint(1, 60, 30)
+    assert trunk(1, 60) == Trunk("plain", 1).checkpoint(60)
+    assert branch(1, 60, 30) == Branch(Trunk("plain", 1), 60, "ppo").checkpoint(30)

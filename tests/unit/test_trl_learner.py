@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from rlheals_ray import lineage
 from rlheals_ray.config import load_study
 from rlheals_ray.models import nano
 from rlheals_ray.models.chat import ChatFormat
 from rlheals_ray.rl.branch import Branch
-from rlheals_ray.rl.names import branch_checkpoint
 from rlheals_ray.rl.spec import BranchSpec
 from rlheals_ray.rl.trl_learner import learn_trl
 from rlheals_ray.rollout.episode import EpisodeRequest, Rollout, Weights
@@ -35,15 +35,16 @@ class Interrupted(Exception):
     """What a test does to a branch."""
 
 
+BRANCH = lineage.Branch(lineage.Trunk("plain", 1), 4, "ppo")
+
+
 class Alone(Branch):
     """A branch in this process: no worker group, and invented episodes in place of an engine's."""
 
     def __init__(self, root: Path, directory: Path, algorithm: str, interrupt: int | None = None) -> None:
         self.study = load_study("nano", [*OVERRIDES, f"rl.algorithm={algorithm}"])
         self.settings = self.study.rl
-        self.spec = BranchSpec(
-            self.study, StudyFiles(root), None, seed=1, sft_step=4, unit=Unit("rl/b", "f"), start="-"
-        )  # type: ignore[arg-type]
+        self.spec = BranchSpec(self.study, StudyFiles(root), None, BRANCH, Unit("rl/b", "f"), "-")  # type: ignore[arg-type]
         self.rank, self.world_size, self.train_run = 0, 1, "test"
         self.start_directory = directory
         self.tokenizer = ChatFormat.of(directory).tokenizer
@@ -68,7 +69,7 @@ class Alone(Branch):
     def outcome(self) -> tuple[dict[int, Any], list[dict[str, Any]]]:
         """Weights at each budget, and the rows without what was timed."""
         published = {
-            budget: self.spec.files.checkpoint(branch_checkpoint(1, 4, budget))
+            budget: self.spec.files.checkpoint(BRANCH.checkpoint(budget))
             for budget in self.settings.budgets[1:]
         }
         weights = {budget: load_file(path / "model.safetensors") for budget, path in published.items()}
