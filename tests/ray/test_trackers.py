@@ -12,7 +12,8 @@ from ray import tune
 
 from rlheals_ray import tables
 from rlheals_ray.config import load_study
-from rlheals_ray.grid.tracking import branch_name, trackers
+from rlheals_ray.grid.tracking import trackers
+from rlheals_ray.lineage import Branch, Trunk
 from rlheals_ray.storage import StudyFiles
 
 pytestmark = pytest.mark.slow
@@ -34,7 +35,9 @@ def swept(study_overrides: list[str], where: Path) -> None:
         tune.with_resources(branch, {"CPU": 0.01}),
         param_space={"branch": tune.grid_search([{"seed": 0, "sft_step": step} for step in (4, 12)])},
         tune_config=tune.TuneConfig(
-            trial_name_creator=lambda trial: branch_name("grpo", **trial.config["branch"])
+            trial_name_creator=lambda trial: (
+                Branch(Trunk("plain", 0), trial.config["branch"]["sft_step"], "grpo").run
+            )
         ),
         run_config=tune.RunConfig(
             name="branches", storage_path=str(where / "tune"), verbose=0,

@@ -4,8 +4,10 @@ import pytest
 
 from rlheals_ray.config import EditSettings, EditVariant, InputError, edit_kinds, load_study
 from rlheals_ray.grid.units import edit_group, edit_name
+from rlheals_ray.lineage import Trunk
 
 ROLES = ("q", "v")
+TRUNK = Trunk("plain", 0)
 
 
 def edit(text: str) -> EditSettings:
@@ -48,7 +50,7 @@ def test_a_number_of_directions_is_not_a_fraction_of_them() -> None:
 
 def test_the_plain_edit_keeps_its_name_and_every_choice_is_in_it() -> None:
     def names(text: str) -> list[str]:
-        return [edit_group(0, edit(text), variant, ROLES) for variant in edit(text).variants(ROLES)]
+        return [edit_group(TRUNK, edit(text), variant, ROLES) for variant in edit(text).variants(ROLES)]
 
     assert names("{}") == ["seed=0_peak-into-latest_UV_k=all"]
     assert names("{mode: rotate, k: 8, t: [0.5, 1.0]}") == [
@@ -63,7 +65,7 @@ def test_the_plain_edit_keeps_its_name_and_every_choice_is_in_it() -> None:
 def test_edits_of_the_same_matrices_share_their_weight_swap_and_nothing_else() -> None:
     grid = edit("{mode: rotate, k: [4, 8], t: [0.5, 1.0]}")
     names = [
-        edit_name(0, grid, variant, kind, ROLES)
+        edit_name(TRUNK, grid, variant, kind, ROLES)
         for variant in grid.variants(ROLES)
         for kind in edit_kinds(variant.factors)
     ]

@@ -21,6 +21,7 @@ from rlheals_ray.evaluation.collected import (
 )
 from rlheals_ray.grid.hidden_tables import Places, compared_pairs, shift_columns
 from rlheals_ray.grid.units import StudyUnits
+from rlheals_ray.lineage import Trunk
 from tests.toy_model import write_toy_model
 
 ASKED = [
@@ -122,8 +123,8 @@ def test_the_interval_of_shift_resamples_clusters(tmp_path: Path) -> None:
 def test_pairs_are_from_the_base_from_the_peak_and_along_branches() -> None:
     study = load_study("nano", ["seeds=[0,1]", "rl.from_steps=[0,8]", "rl.budgets=[0,15,30]", "edits=[]"])
     probes = [p for p in StudyUnits(study).probes() if p.checkpoint != "sft/seed=1/step=000010"]
-    pairs = compared_pairs(study, Places(probes, [], {0: 8}))
-    named = [(seed, probes[a].checkpoint, probes[b].checkpoint) for seed, a, b in pairs]
+    pairs = compared_pairs(study, Places(probes, [], {Trunk("plain", 0): 8}))
+    named = [(trunk.seed, probes[a].checkpoint, probes[b].checkpoint) for trunk, a, b in pairs]
     assert len(set(named)) == len(named)
     members = [p.checkpoint for p in probes if p.seed == 0]
     assert len(members) == 12 + 2 * 2
@@ -148,7 +149,7 @@ def test_fingerprints_follow_what_the_states_depend_on() -> None:
         assert (
             len({unit.fingerprint for unit in states}) == len({unit.name for unit in states}) == len(states)
         )
-        whole = units.hidden(states, peaks or {0: 8})
+        whole = units.hidden(states, {Trunk("plain", seed): step for seed, step in (peaks or {0: 8}).items()})
         return units.hidden_answers().fingerprint, states[-1].fingerprint, whole.fingerprint
 
     before = units()

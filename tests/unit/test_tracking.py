@@ -13,7 +13,8 @@ from tensorboard.backend.event_processing.event_multiplexer import EventMultiple
 
 from rlheals_ray import tables
 from rlheals_ray.config import load_study
-from rlheals_ray.grid.tracking import TensorBoardCurves, Tracker, branch_name, metrics_of, trackers
+from rlheals_ray.grid.tracking import TensorBoardCurves, Tracker, metrics_of, trackers
+from rlheals_ray.lineage import Branch, Trunk
 from rlheals_ray.storage import StudyFiles
 
 
@@ -21,7 +22,7 @@ class Trial:
     """What a logger asks a trial for: its name."""
 
     def __init__(self, seed: int, sft_step: int) -> None:
-        self._name = branch_name("grpo", seed, sft_step)
+        self._name = Branch(Trunk("plain", seed), sft_step, "grpo").run
 
     def __str__(self) -> str:
         return self._name

@@ -7,9 +7,12 @@ import pytest
 
 from rlheals_ray.config import edit_kinds, load_study
 from rlheals_ray.grid.units import StudyUnits
+from rlheals_ray.lineage import Branch, Trunk, branches_of, trunks
 from rlheals_ray.storage import Unit
 
 PEAK, HEALED = 8, 15
+TRUNK = Trunk("plain", 1)
+BRANCH = Branch(TRUNK, 30, "ppo")
 
 
 def all_units(*overrides: str, peak: int = PEAK, healed: int = HEALED) -> dict[str, str]:
@@ -20,20 +23,21 @@ def all_units(*overrides: str, peak: int = PEAK, healed: int = HEALED) -> dict[s
 
     def every() -> Iterator[Unit]:
         yield units.base
-        for seed in study.seeds:
-            yield units.trunk(seed)
-            yield units.losses(seed)
-            yield units.spectra(seed, peak, study.rl.from_steps)
+        for trunk in trunks(study):
+            yield units.trunk(trunk)
+            yield units.losses(trunk)
+            yield units.spectra(trunk, peak, branches_of(study, trunk))
             for edit in study.edits:
                 for variant in edit.variants(study.spectra.roles):
                     for kind in edit_kinds(variant.factors):
                         steps = {"peak": peak, "healed": healed}
-                        unit, probe = units.edit(seed, edit, variant, kind, steps)
+                        unit, probe = units.edit(trunk, edit, variant, kind, steps)
                         if unit.name not in shared:
                             yield from (unit, probe.unit)
                         assert shared.setdefault(unit.name, unit.fingerprint) == unit.fingerprint
-        yield from (unit for _, _, unit in units.branches())
-        yield from (probe.unit for probe in units.probes())
+        yield from (unit for _, unit in units.branches())
+        yield from (unit for _, unit in units.controls())
+        yield from (probe.unit for probe in [*units.probes(), *units.control_probes()])
 
     listed = list(every())
     named = {unit.name: unit.fingerprint for unit in listed}
@@ -66,8 +70,8 @@ BASE = {"base", "probe/base"}
 EDITS = {"edit", "probe/edit"}
 EDITS_OF_BRANCHES = {"edit of a branch", "probe/edit of a branch"}
 SFT = {"sft", "losses", "probe/sft", "spectra"} | EDITS | EDITS_OF_BRANCHES
-RL = {"rl", "probe/rl", "spectra"} | EDITS_OF_BRANCHES
-PROBES = {"probe/base", "probe/sft", "probe/rl", "probe/edit", "probe/edit of a branch"}
+RL = {"rl", "probe/rl", "control", "probe/control", "spectra"} | EDITS_OF_BRANCHES
+PROBES = {f"probe/{of}" for of in ("base", "sft", "rl", "control", "edit", "edit of a branch")}
 EVERYTHING = BASE | SFT | RL
 
 
@@ -141,6 +145,13 @@ def test_a_changed_setting_redoes_what_depends_on_it(override: str, redone: set[
         "rollout.max_failures=0",
         "tracking={tensorboard: false, mlflow: {tracking_uri: /runs, experiment: e}}",
         "edits=[{factors: S}, {factors: UV}]",
+        "sft.micro_batch=4",
+        "sft.state_every=50",
+        "sft.gradient_checkpointing=true",
+        "sft.lora.rank=4",
+        "sft.rotation.k=4",
+        "controls.kinds=[continued_sft]",
+        "keep=best",
     ],
 )
 def test_what_no_result_depends_on_redoes_nothing(override: str) -> None:
@@ -171,13 +182,16 @@ def test_a_probe_is_named_after_the_checkpoint_it_scores() -> None:
 def test_a_probe_knows_which_unit_makes_its_checkpoint() -> None:
     units = StudyUnits(load_study("nano"))
     assert units.base_probe().made_by == units.base.fingerprint
-    assert {probe.made_by for probe in units.trunk_probes(1)} == {units.trunk(1).fingerprint}
-    assert {probe.made_by for probe in units.branch_probes(1, 30)} == {units.branch(1, 30).fingerprint}
+    assert {probe.made_by for probe in units.trunk_probes(TRUNK)} == {units.trunk(TRUNK).fingerprint}
+    assert {probe.made_by for probe in units.branch_probes(BRANCH)} == {units.branch(BRANCH).fingerprint}
 
 
 def test_spectra_depend_on_the_branches_that_are_compared() -> None:
     units = StudyUnits(load_study("nano"))
-    compared = [units.spectra(0, PEAK, steps).fingerprint for steps in ((), (0,), (0, 4), (4,))]
+    compared = [
+        units.spectra(TRUNK, PEAK, [Branch(TRUNK, step, "ppo") for step in steps]).fingerprint
+        for steps in ((), (0,), (0, 4), (4,))
+    ]
     assert len(set(compared)) == len(compared)
 
 
