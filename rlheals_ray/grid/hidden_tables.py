@@ -75,7 +75,7 @@ def hidden_tables(study: Study, places: Places, asked: Sequence[Asked]) -> dict[
 
 
 def compared_pairs(study: Study, places: Places) -> list[tuple[Trunk, int, int]]:
-    """(trunk, a, b), places of checkpoints: base and peak against every other of the trunk; branches' starts and ends."""
+    """(trunk, a, b), places of checkpoints: base and peak against all of the trunk; branches' starts and ends."""
     place = {probe.checkpoint: index for index, probe in enumerate(places.probes)}
     pairs: dict[tuple[Trunk, int, int], None] = {}
     for trunk in trunks(study):

@@ -31,8 +31,8 @@ CODE = {
 """Raise a stage's number when its code changes what it computes: old results are then redone."""
 
 SFT_HOW = {
-    "workers", "micro_batch", "offload", "gradient_checkpointing", "state_every", "checkpoints", "recipe", "lora", "flow",
-    "rotation", "data",
+    "workers", "micro_batch", "offload", "gradient_checkpointing", "state_every", "checkpoints", "recipe", "lora",
+    "flow", "rotation", "data",
 }  # fmt: skip
 """What of `sft` only changes how a trunk is computed, or is hashed apart."""
 
