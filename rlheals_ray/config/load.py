@@ -88,13 +88,23 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 def _explain(error: ValidationError) -> str:
-    details = error.errors()
+    details = [_untagged(detail) for detail in error.errors()]
     return " ".join(_explain_one(detail) for detail in details if not _follows(detail, details))
 
 
+def _untagged(detail: Any) -> dict[str, Any]:
+    """Without what pydantic puts into a place to say which member of a union it tried."""
+    place = tuple(part for part in detail["loc"] if not (isinstance(part, str) and "[" in part))
+    return {**detail, "loc": place, "tried": place != detail["loc"]}
+
+
 def _follows(detail: Any, details: Sequence[Any]) -> bool:
-    """Whether a list is only said to be too short because some of its items are wrong."""
+    """Whether it only repeats another: a list too short as some items are wrong, or one that need not be a list."""
     where = detail["loc"]
+    if detail["tried"]:
+        # Of the members of a union the one that fits best tells: the one that was read furthest, else the first.
+        members = [other for other in details if other["tried"] and other["loc"][: len(where)] == where]
+        return detail is not max(members, key=lambda other: len(other["loc"]))
     return detail["type"] == "too_short" and any(
         other["loc"][: len(where)] == where and len(other["loc"]) > len(where) for other in details
     )
