@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
@@ -27,11 +27,12 @@ DIVERGING = [(0.0, "#762A83"), (0.25, "#C2A5CF"), (0.5, "#F7F7F7"), (0.75, "#A6D
 
 @dataclass(frozen=True)
 class Key:
-    """One entry of the legend that the page sets above a figure."""
+    """One entry of the legend that the page sets above a figure: its line (dash "none": no line) and its mark."""
 
     name: str
     colour: str
     dash: str = "solid"
+    symbol: str = ""
 
 
 @dataclass(frozen=True)
@@ -154,14 +155,15 @@ def step_line(
     symbol: str,
     unit: str,
     dash: str = "solid",
+    marked: bool = False,
 ) -> None:
     """A line through the means over seeds and, where there are several, small marks of single seeds.
 
-    `at`: SFT step -> its place on the axis (`even_steps`). A dashed line has neither marks nor seeds.
+    `at`: SFT step -> its place on the axis (`even_steps`). A dashed line has neither marks nor seeds, unless `marked`.
     """
     place = {"xaxis": f"x{axis(index)}", "yaxis": f"y{axis(index)}"}
     hover = f"{name} at SFT step %{{customdata}}: %{{y:.3g}}{unit}<extra></extra>"
-    solid = dash == "solid"
+    solid = marked or dash == "solid"
     if solid and any(len(values) > 1 for values in points.values()):
         figure.add_trace(
             go.Scatter(
@@ -185,6 +187,63 @@ def step_line(
             **place,
         )
     )
+
+
+class Marks(NamedTuple):
+    """Marks of one series: places on both axes, interval bounds where known, hover texts."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float | None]
+    high: Sequence[float | None]
+    hover: Sequence[str]
+
+
+def interval_marks(
+    figure: go.Figure, index: int, marks: Marks, colour: str, symbol: str, open_at: Sequence[bool] = ()
+) -> None:
+    """Marks with vertical intervals; those of `open_at` are drawn hollow."""
+    hollow = [*open_at, *[False] * (len(marks.x) - len(open_at))]
+    known = list(zip(marks.y, marks.low, marks.high, strict=True))
+    figure.add_trace(
+        go.Scatter(
+            x=list(marks.x),
+            y=[short(value) for value in marks.y],
+            mode="markers",
+            marker={
+                "size": 10,
+                "color": colour,
+                "symbol": [f"{symbol}-open" if empty else symbol for empty in hollow],
+                "line": {"width": 2, "color": colour},
+            },
+            error_y={
+                "type": "data",
+                "array": [short(0.0 if high is None else high - y) for y, _, high in known],
+                "arrayminus": [short(0.0 if low is None else y - low) for y, low, _ in known],
+                "color": colour,
+                "thickness": 1.5,
+                "width": 4,
+            },
+            text=list(marks.hover),
+            hovertemplate="%{text}<extra></extra>",
+            xaxis=f"x{axis(index)}",
+            yaxis=f"y{axis(index)}",
+        )
+    )
+
+
+def zero_line(figure: go.Figure, index: int) -> None:
+    """A line across the panel at 0."""
+    suffix = axis(index)
+    line = {"color": GREY, "width": 1.5}
+    figure.add_shape(
+        type="line", x0=0, x1=1, y0=0, y1=0, xref=f"x{suffix} domain", yref=f"y{suffix}", line=line
+    )
+
+
+def side_by_side(count: int, width: float = 0.6) -> list[float]:
+    """Offsets of `count` series around one tick of an axis of even steps, so that their intervals do not cover."""
+    return [0.0] if count == 1 else [width * (i / (count - 1) - 0.5) for i in range(count)]
 
 
 def short(value: float | None) -> float | None:

@@ -10,11 +10,17 @@ from statistics import fmean
 
 import pyarrow as pa
 
+from rlheals_ray.report.findings_controls import control_findings
 from rlheals_ray.report.findings_edits import edit_findings
 from rlheals_ray.report.findings_predictors import predictor_findings
-from rlheals_ray.report.findings_recovery import control_findings, healing_cells, recovery_findings
+from rlheals_ray.report.findings_recovery import healing_cells, recovery_findings
+from rlheals_ray.report.findings_strands import strand_findings
 from rlheals_ray.report.findings_weights import weight_findings
-from rlheals_ray.report.results import Accuracies, Peak, Tables, conform, of_variant, ood_peak, variants
+from rlheals_ray.report.recommendation import recommendation_findings
+from rlheals_ray.report.results import Accuracies, Peak, Tables, conform, ood_peak
+from rlheals_ray.report.strands import of_edges, strands
+from rlheals_ray.report.unfinished import unfinished_findings
+from rlheals_ray.report.variants import of_variant, variants
 from rlheals_ray.report.words import Finding, interval, listed, number
 from rlheals_ray.tables import SCHEMAS
 
@@ -26,17 +32,22 @@ def findings_of(tables: Tables, clusters: Mapping[str, str] | None = None) -> li
     id to the cluster it is resampled with; see `ood_peak`.
     """
     every = {name: conform(name, tables.get(name)) for name in SCHEMAS}
-    main = of_variant(every, variants(every)[0])
+    variant = variants(every)[0]
+    main = of_variant(every, variant)
     accuracies = Accuracies(main["scores"])
+    cells = healing_cells(main["boundary"])
     peak = ood_peak(accuracies, main["episodes"], clusters)
     return [
         *_forgetting(accuracies, peak),
-        *recovery_findings(healing_cells(main["boundary"]), accuracies),
+        *recovery_findings(cells, accuracies, of_edges(every["edges"], variant)),
+        *control_findings(main["controls"], cells, bool(accuracies.starts("ood"))),
+        *recommendation_findings(every["recommendation"].to_pylist()),
+        *strand_findings(strands(every), clusters),
         *_losses(main["sft"], peak),
         *weight_findings(main, accuracies),
         *edit_findings(main, accuracies, clusters),
         *predictor_findings(main["predictors"]),
-        *control_findings(main["scores"], accuracies),
+        *unfinished_findings(every["branches"].to_pylist()),
         *_seeds(accuracies),
     ]
 

@@ -1,21 +1,24 @@
-"""What RL won back: healing and its boundary, ID accuracy after RL, the SFT peak, the controls of healing."""
+"""What RL won back: healing and its boundary, ID accuracy after RL, the SFT peak."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import fmean
 
 import pyarrow as pa
 
-from rlheals_ray.report.results import CONTROLS, Accuracies, Row, place_of, rows
+from rlheals_ray.lineage import CONTROLS
+from rlheals_ray.report.edges import sentence as edge_sentence
+from rlheals_ray.report.results import Accuracies, Row, rows
 from rlheals_ray.report.words import Finding, interval, listed, number
 
 
-def recovery_findings(cells: Sequence[Row], accuracies: Accuracies) -> list[Finding]:
-    """Findings on healing from the cells of `healing_cells` and the accuracies around them."""
+def recovery_findings(
+    cells: Sequence[Row], accuracies: Accuracies, edges: Sequence[Row] = ()
+) -> list[Finding]:
+    """Findings on healing from the cells of `healing_cells`, the accuracies around them and the boundary's edges."""
     return [
         *_healing(cells, len(accuracies.seeds)),
-        *_boundary(cells),
+        *_boundary(cells, edges),
         *_id_after_rl(accuracies),
         *_exceeds(accuracies),
     ]
@@ -79,7 +82,7 @@ def _healing(cells: Sequence[Row], seeds: int) -> list[Finding]:
     return found
 
 
-def _boundary(cells: Sequence[Row]) -> list[Finding]:
+def _boundary(cells: Sequence[Row], edges: Sequence[Row]) -> list[Finding]:
     """A side of the boundary is shown when a step further out was tried and does not heal."""
     best = best_cells(cells)
     if not best:
@@ -98,16 +101,16 @@ def _boundary(cells: Sequence[Row]) -> list[Finding]:
             changes = [f"{step} ({number(best[step]['healing'], signed=True)})" for step in side]
             outside.append(f"{'nor' if outside else 'not'} at {listed(changes)}, {why}")
     text += f"; {'; '.join(outside)}." if outside else "."
-    edges = [f"between {short[-1]} and {first}"] if short else []
-    edges += [f"between {last} and {long[0]}"] if long else []
-    if edges:
-        text += f" The edge{'s lie' if len(edges) > 1 else ' lies'} {listed(edges)}, the steps tried."
+    sides = [f"between {short[-1]} and {first}"] if short else []
+    sides += [f"between {last} and {long[0]}"] if long else []
+    if sides:
+        text += f" The edge{'s lie' if len(sides) > 1 else ' lies'} {listed(sides)}, the steps tried."
     for tried, name in ((short, "lower"), (long, "upper")):
         text += "" if tried else f" No {name} side was reached."
     gaps = [step for step in steps if first < step < last and step not in healing]
     if gaps:
         text += f" Within it, healing is not shown at {listed(gaps)}."
-    return [Finding("boundary", text, bool(short and long))]
+    return [Finding("boundary", text + edge_sentence(edges), bool(short and long))]
 
 
 def _id_after_rl(accuracies: Accuracies) -> list[Finding]:
@@ -164,41 +167,3 @@ def _exceeds(accuracies: Accuracies) -> list[Finding]:
         f"apart in {clear}. Best after RL against best of SFT: {tops}."
     )
     return [Finding("rarely_exceeds", text, rarely)]
-
-
-def control_findings(scores: pa.Table, accuracies: Accuracies) -> list[Finding]:
-    """Each control at the largest step it ran from each SFT step, beside RL at its largest budget."""
-    runs: dict[str, dict[int, list[tuple[int, float]]]] = {name: {} for name in CONTROLS}
-    for row in rows(scores, stage="control", rule="ood"):
-        named = f"{row['recipe']} {row['checkpoint']}"
-        name = next((control for control in CONTROLS if control in named), None)
-        place = place_of(row["checkpoint"])
-        step = row["sft_step"] if row["sft_step"] is not None else place and place.sft_step
-        if name and step is not None and row["acc_1"] is not None:
-            runs[name].setdefault(step, []).append((row["rl_step"] or 0, row["acc_1"]))
-    found = []
-    for name, by_step in runs.items():
-        beats, words = 0, []
-        for step, values in sorted(by_step.items()):
-            budgets = accuracies.rl_steps("ood", step)
-            before = accuracies.mean("ood", step)
-            after = accuracies.mean("ood", step, budgets[-1]) if budgets else None
-            if before and after:
-                longest = max(steps for steps, _ in values)
-                control = fmean(accuracy for steps, accuracy in values if steps == longest)
-                beats += after.value > control
-                beside = f"RL {number(after.value)}, before {number(before.value)}"
-                words.append(f"{step}: {number(control)} ({beside})")
-        if words:
-            more = beats == len(words)
-            verb = "does more than" if more else "does not always do more than"
-            text = f"RL {verb} {name} for OOD accuracy, by SFT step {'; '.join(words)}."
-            found.append(Finding(name, text, more))
-    missing = [name for name, by_step in runs.items() if not by_step]
-    if missing and accuracies.starts("ood"):
-        text = (
-            f"Controls not run: {listed(missing)}. Without them 'RL heals' means 'RL after SFT heals': "
-            "compute is not matched, and further training of another kind might do the same."
-        )
-        found.append(Finding("controls", text, None))
-    return found

@@ -18,15 +18,21 @@ class Table:
 
 @dataclass
 class Section:
-    """One section; `missing` says in words what has not been measured yet."""
+    """One section: `lead` stands before its figures, `lines` and `command` after its tables.
+
+    `missing` says in words what has not been measured yet.
+    """
 
     name: str
     title: str
+    lead: list[str] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     command: str = ""
+    command_first: str = ""
+    """A command that stands before the figures."""
 
     def add(self, figure: Figure | None, absent: str) -> Figure | None:
         """Take the figure, or note what is absent."""

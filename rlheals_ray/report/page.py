@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -11,15 +12,32 @@ from plotly.offline import get_plotlyjs
 
 from rlheals_ray.report.findings import findings_of
 from rlheals_ray.report.findings_weights import weight_findings
+from rlheals_ray.report.layout import Section
 from rlheals_ray.report.results import Accuracies
 from rlheals_ray.report.sections import sections
 from rlheals_ray.report.source import Source, facts, read_study
+from rlheals_ray.report.words import Finding
 from rlheals_ray.storage import write_text
 
 QUESTION = "How long should SFT run, and how much RL then wins back the generalisation SFT lost?"
 COMPARED = "How far did these weights drift, and how far did they rotate?"
 STATUS = {True: ("yes", "agrees"), False: ("no", "disagrees"), None: ("open", "note")}
 """Class and word of a finding: whether it agrees with what the paper reports."""
+FINDINGS = "What this study shows, and what it does not"
+FINDINGS_NOTE = (
+    "Every sentence is computed from this study’s tables. “Agrees” and “disagrees”: with what “RL Fine-Tuning Heals "
+    "OOD Forgetting in SFT” (arXiv 2509.12235) reports; “note”: open, or needed to read the others. Accuracies are "
+    "shares of problems solved at the first attempt; brackets are 95 % intervals over the probe problems."
+)
+SHAPES = {
+    "circle": "M11 6a4 4 0 1 0 8 0a4 4 0 1 0-8 0",
+    "square": "M11 2h8v8h-8z",
+    "triangle-up": "M15 1l5 9h-10z",
+    "triangle-down": "M15 11l5-9h-10z",
+    "diamond": "M15 0l5 6l-5 6l-5-6z",
+    "x": "M11 3.5l1.5-1.5l2.5 2.5l2.5-2.5l1.5 1.5l-2.5 2.5l2.5 2.5l-1.5 1.5l-2.5-2.5l-2.5 2.5l-1.5-1.5l2.5-2.5z",
+}
+"""Plotly's marks as SVG paths in a legend's 30 by 12 pixels."""
 DASHES = {"solid": "", "dash": "8 4", "dot": "2 4", "dashdot": "8 4 2 4"}
 
 
@@ -39,23 +57,45 @@ def build_report(study_directory: Path) -> Path:
 
 def render(source: Source) -> str:
     """The whole page as HTML. All text is escaped; figures travel as JSON that cannot end its script."""
-    parts = sections(source)
     weights = weight_findings(source.tables, Accuracies(source.tables["scores"]))
-    plots = {
-        figure.name: [plot.to_json().replace("<", "\\u003c") for plot in figure.plots.values()]
-        for part in parts
-        for figure in part.figures
-    }
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
-    return environment.from_string(_asset("page.html.j2")).render(
+    return render_page(
         title=source.name,
         question=COMPARED if source.outside else QUESTION,
         facts=facts(source),
         findings=weights if source.outside else findings_of(source.tables, source.clusters),
-        sections=parts,
+        sections=sections(source),
+    )
+
+
+def render_page(
+    title: str,
+    question: str,
+    facts: Sequence[tuple[str, str]],
+    findings: Sequence[Finding],
+    sections: Sequence[Section],
+    findings_title: str = FINDINGS,
+    findings_note: str = FINDINGS_NOTE,
+    status: Mapping[bool | None, tuple[str, str]] = STATUS,
+) -> str:
+    """A page of findings and sections, of whatever it is about."""
+    plots = {
+        figure.name: [plot.to_json().replace("<", "\\u003c") for plot in figure.plots.values()]
+        for section in sections
+        for figure in section.figures
+    }
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    return environment.from_string(_asset("page.html.j2")).render(
+        title=title,
+        question=question,
+        facts=facts,
+        findings=findings,
+        findings_title=findings_title,
+        findings_note=findings_note,
+        sections=sections,
         plots=plots,
-        status=STATUS,
+        status=status,
         dashes=DASHES,
+        shapes=SHAPES,
         style=_asset("style.css"),
         script=_asset("page.js"),
         plotly=get_plotlyjs(),

@@ -18,18 +18,8 @@ from scipy import stats
 from rlheals_ray.evaluation.peak import split_halves
 from rlheals_ray.tables import SCHEMAS
 
-CONTROLS = ("continued_sft", "rejection_sft")
-"""Controls of healing, as a recipe, an algorithm or a checkpoint's path names them."""
-
 Tables = Mapping[str, pa.Table]
 Row = Mapping[str, Any]
-
-
-class Variant(NamedTuple):
-    """One SFT recipe with one RL algorithm; None stands for the only one."""
-
-    recipe: str | None
-    algorithm: str | None
 
 
 class Place(NamedTuple):
@@ -86,44 +76,6 @@ def rows(table: pa.Table, **equal: Any) -> list[dict[str, Any]]:
     for column, value in equal.items():
         table = table.filter(pc.equal(table[column], value))
     return table.to_pylist()
-
-
-def variants(tables: Tables) -> list[Variant]:
-    """Every (recipe, algorithm) that was both trained and compared, the one with most rows first."""
-    found: dict[Variant, int] = {}
-    for name in ("boundary", "rl"):
-        for row in tables[name].select(["recipe", "algorithm"]).to_pylist():
-            variant = Variant(row["recipe"], row["algorithm"])
-            if not {*CONTROLS}.isdisjoint(variant):
-                continue
-            found[variant] = found.get(variant, 0) + 1
-        if found:
-            return sorted(found, key=lambda variant: -found[variant])  # of equals, the first in the table
-    recipes = [row["recipe"] for row in tables["scores"].to_pylist() if row["stage"] == "sft"]
-    return [Variant(recipes[0] if recipes else None, None)]
-
-
-def of_variant(tables: Tables, variant: Variant) -> dict[str, pa.Table]:
-    """The tables with only the rows of `variant`; rows that name no recipe or algorithm are kept."""
-    kept = dict(tables)
-    for name in ("sft", "rl", "boundary", "scores"):
-        table = kept[name]
-        keep = _names(table["recipe"], variant.recipe)
-        if name in ("rl", "boundary"):
-            keep = pc.and_(keep, _names(table["algorithm"], variant.algorithm))
-        if name == "scores":
-            named = pc.extract_regex(table["checkpoint"], r"algorithm=(?P<algorithm>[^/]+)")
-            keep = pc.and_(keep, _names(pc.struct_field(named, "algorithm"), variant.algorithm))
-            keep = pc.or_(keep, pc.fill_null(pc.is_in(table["stage"], pa.array(["base", "control"])), False))
-        kept[name] = table.filter(keep)
-    return kept
-
-
-def _names(column: pa.ChunkedArray, value: str | None) -> pa.ChunkedArray:
-    """Mask of the rows that carry `value` or nothing; all rows for None."""
-    if value is None:
-        return pc.fill_null(pc.or_kleene(pc.is_null(column), True), True)
-    return pc.fill_null(pc.equal(column, value), True)
 
 
 class Accuracies:

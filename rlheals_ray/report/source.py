@@ -41,6 +41,7 @@ class Source:
     """OOD problem id -> the cluster it is resampled with, as the study's task makes them; None if unknown."""
     written: datetime | None = None
     """When the newest table was written, UTC."""
+    directory: Path | None = None
 
     @property
     def outside(self) -> bool:
@@ -74,7 +75,7 @@ def read_study(directory: Path) -> Source:
     }
     written = datetime.fromtimestamp(newest, UTC) if newest else None
     name = str(study.get("name") or directory.resolve().name)
-    return Source(name, study, tables, unreadable, timings, _clusters(study), written)
+    return Source(name, study, tables, unreadable, timings, _clusters(study), written, directory)
 
 
 def _clusters(study: Mapping[str, Any]) -> dict[str, str] | None:

@@ -1,0 +1,137 @@
+"""Does RL heal more than as much SFT does? RL against the controls of healing, from the table `controls`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import pyarrow as pa
+
+from rlheals_ray.lineage import CONTROLS
+from rlheals_ray.report.layout import Table
+from rlheals_ray.report.results import Row
+from rlheals_ray.report.words import Finding, interval, listed, number
+
+NAMES = {"continued_sft": "continued SFT", "rejection_sft": "SFT on own solved samples"}
+NOT_RUN = (
+    "Controls not run: {missing}. Without them ‘heals’ means only that accuracy rose during RL: as much SFT might have "
+    "done the same."
+)
+
+
+def control_cells(controls: pa.Table, rule: str = "ood") -> list[Row]:
+    """The rows that speak for the study: pooled over seeds, or the only seed's own; budgets above 0."""
+    mine = [
+        row
+        for row in controls.to_pylist()
+        if row["rule"] == rule
+        and row["rl_step"]
+        and row["difference"] is not None
+        and row["control"] in CONTROLS
+    ]
+    pooled = [row for row in mine if row["scope"] == "pooled"]
+    if not pooled and len({row["seed"] for row in mine}) == 1:
+        pooled = mine
+    return sorted(pooled, key=lambda row: (CONTROLS.index(row["control"]), row["sft_step"], row["rl_step"]))
+
+
+def at_largest(rows: Iterable[Row]) -> list[Row]:
+    """Of each control and start, the row of the largest budget."""
+    best: dict[tuple[str, int], Row] = {}
+    for row in rows:
+        key = (row["control"], row["sft_step"])
+        if key not in best or row["rl_step"] > best[key]["rl_step"]:
+            best[key] = row
+    return list(best.values())
+
+
+def control_findings(controls: pa.Table, cells: Sequence[Row], after_rl: bool) -> list[Finding]:
+    """“RL heals more than as much SFT does”: yes where RL is better than each control from every start that heals.
+
+    `cells`: those of `healing_cells`; `after_rl`: whether any checkpoint after RL was probed. No where RL is
+    worse than a control from such a start and better from none; open otherwise.
+    """
+    rows = at_largest(control_cells(controls))
+    missing = [name for name in CONTROLS if all(row["control"] != name for row in rows)]
+    found = []
+    if rows:
+        found.append(_verdict(rows, cells))
+    if missing and after_rl:
+        found.append(Finding("controls_not_run", NOT_RUN.format(missing=listed(missing)), None))
+    return found
+
+
+def _verdict(rows: Sequence[Row], cells: Sequence[Row]) -> Finding:
+    heals = {(row["sft_step"], row["rl_step"]) for row in cells if row["verdict"] == "heals"}
+    mine = [row for row in rows if (row["sft_step"], row["rl_step"]) in heals]
+    if not mine:
+        text = (
+            "Whether RL heals more than as much SFT does is open: RL heals from none of the SFT steps that have a "
+            f"control ({listed(sorted({row['sft_step'] for row in rows}))})."
+        )
+        return Finding("controls", text, None)
+    better = [row for row in mine if row["verdict"] == "better"]
+    worse = [row for row in mine if row["verdict"] == "worse"]
+    told = "; ".join(
+        f"against {NAMES[name]} ({name}), {_by_verdict([row for row in mine if row['control'] == name])}"
+        for name in dict.fromkeys(row["control"] for row in mine)
+    )
+    steps = listed(sorted({row["sft_step"] for row in mine}))
+    scope = f"From SFT {steps}, where RL heals and a control ran, at equal compute: {told}."
+    if len(better) == len(mine):
+        return Finding("controls", f"RL heals more than as much SFT does. {scope}", True)
+    if worse and not better:
+        return Finding("controls", f"RL does not heal more than as much SFT does. {scope}", False)
+    why = "not from every step" if better else "no difference is shown"
+    return Finding("controls", f"Whether RL heals more than as much SFT does is open: {why}. {scope}", None)
+
+
+def _by_verdict(rows: Sequence[Row]) -> str:
+    """RL is better at 4 (+.30 [.22, .38]) and 15 (...); unclear at 60 (...)."""
+    words = {"better": "RL is better from", "worse": "RL is worse from", "unclear": "unclear from"}
+    parts = []
+    for verdict, word in words.items():
+        mine = [row for row in rows if (row["verdict"] or "unclear") == verdict]
+        if mine:
+            changes = (
+                f"{row['sft_step']} ({number(row['difference'], signed=True)}"
+                f"{interval(row['difference_low'], row['difference_high'])})"
+                for row in mine
+            )
+            parts.append(f"{word} {listed(changes)}")
+    return ", ".join(parts)
+
+
+def control_table(rows: Sequence[Row], name: str = "", folded: bool = True) -> Table | None:
+    """Every comparison of RL with a control, both rules; None without any."""
+    if not rows:
+        return None
+    lines = [
+        (
+            row["control"],
+            row["rule"].upper(),
+            str(row["sft_step"]),
+            str(row["rl_step"]),
+            number(row["acc_rl"]),
+            number(row["acc_control"]),
+            number(row["difference"], signed=True),
+            interval(row["difference_low"], row["difference_high"]).strip() or "–",
+            interval(row["difference_seed_low"], row["difference_seed_high"]).strip() or "one seed",
+            "–" if row["q"] is None else f"{row['q']:.2g}",
+            f"RL {row['verdict']}" if row["verdict"] in ("better", "worse") else row["verdict"] or "",
+        )
+        for row in rows
+    ]
+    heads = (
+        "control",
+        "rule",
+        "SFT step",
+        "RL updates",
+        "after RL",
+        "after the control",
+        "RL − control",
+        "over problems",
+        "over seeds (t)",
+        "q",
+        "verdict",
+    )
+    return Table(f"RL against its controls{f' ({name})' if name else ''}", heads, lines, folded=folded)

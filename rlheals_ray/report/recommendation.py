@@ -1,0 +1,145 @@
+"""The map's recommendation in words: where to stop SFT, how much RL then, how sure that is, and how to serve it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlheals_ray.report.layout import Table
+from rlheals_ray.report.results import Row
+from rlheals_ray.report.variants import Variant
+from rlheals_ray.report.words import Finding, interval, listed, number
+
+SURE, LIKELY = 0.9, 0.5
+"""Shares of draws in which a cell is the best: from SURE on it is called the best, below LIKELY it is not."""
+RECOMMENDED = "recommended"
+"""The directory of a study that holds the recommended checkpoint."""
+MOST_RIVALS = 4
+
+
+def chosen_row(rows: Sequence[Row]) -> Row | None:
+    """The cell that the study recommends; None where it recommends none."""
+    return next((row for row in rows if row["chosen"]), None)
+
+
+def stop_words(row: Row, named: bool = False) -> str:
+    """`stop SFT at 15, then RL for 30 updates`; `named`: with the recipe and algorithm."""
+    sft = f"stop SFT at step {row['sft_step']}" if row["sft_step"] else "leave out SFT"
+    rl = f"then RL for {row['rl_step']} updates" if row["rl_step"] else "and leave out RL"
+    return f"{sft}, {rl}{_kind(row, named)}"
+
+
+def _kind(row: Row, named: bool) -> str:
+    return f" ({Variant(row['recipe'], row['algorithm']).label})" if named else ""
+
+
+def place_words(row: Row) -> str:
+    """`SFT 15 + RL 30`."""
+    return f"SFT {row['sft_step']}" + (f" + RL {row['rl_step']}" if row["rl_step"] else "")
+
+
+def several_kinds(rows: Sequence[Row]) -> bool:
+    return len({(row["recipe"], row["algorithm"]) for row in rows}) > 1
+
+
+def recommendation_words(rows: Sequence[Row]) -> str:
+    """The recommendation in one or two sentences, with its numbers and what it is worth."""
+    row = chosen_row(rows)
+    if row is None:
+        return _none_chosen(rows)
+    words = stop_words(row, several_kinds(rows))
+    over = _seeds(row["ood_seed_low"], row["ood_seed_high"])
+    text = (
+        f"{words[0].upper()}{words[1:]}: OOD accuracy {number(row['ood'])}{interval(row['ood_low'], row['ood_high'])}"
+        f"{over}, ID accuracy {number(row['id'])}{interval(row['id_low'], row['id_high'])}"
+    )
+    if row["id_floor"] is not None:
+        text += f", at an ID floor of {number(row['id_floor'])}"
+    return f"{text}. {confidence_words(rows, row)}"
+
+
+def confidence_words(rows: Sequence[Row], row: Row) -> str:
+    """What `p_best` says of the chosen cell, in plain words: no certainty that the problems do not give."""
+    p = row["p_best"]
+    if p is None:
+        return "How sure that is was not computed."
+    share = f"in {100 * p:.0f} % of the draws of problems it is the best of the eligible cells"
+    rivals = sorted(
+        (one for one in rows if one is not row and one["eligible"] and (one["p_best"] or 0) > 0.05),
+        key=lambda one: -one["p_best"],
+    )[:MOST_RIVALS]
+    named = several_kinds(rows)
+    others = listed(f"{place_words(one)}{_kind(one, named)} ({100 * one['p_best']:.0f} %)" for one in rivals)
+    if p >= SURE:
+        return f"These problems are clear: {share}."
+    if p >= LIKELY:
+        return f"Likely, not certain: {share}" + (f"; otherwise {others}." if rivals else ".")
+    return f"No cell stands out: only {share}" + (f"; {others} may do as well." if rivals else ".")
+
+
+def _none_chosen(rows: Sequence[Row]) -> str:
+    floors = [row["id_floor"] for row in rows if row["id_floor"] is not None]
+    measured = [row for row in rows if row["id"] is not None]
+    if not measured:
+        return "There is no recommendation: no cell of the map has been probed on both rules."
+    if any(row["eligible"] for row in rows):
+        return "There is no recommendation: the table names none, though some cells reach the ID floor."
+    top = max(measured, key=lambda row: row["id"])
+    floor = f" of {number(floors[0])}" if floors else ""
+    return (
+        f"There is no recommendation: no cell reaches the ID floor{floor}. The highest ID accuracy is "
+        f"{number(top['id'])}{interval(top['id_low'], top['id_high'])}, at {place_words(top)} (OOD "
+        f"{number(top['ood'])}). Lower recommendation.id_floor, or train longer."
+    )
+
+
+def _seeds(low: float | None, high: float | None) -> str:
+    return f" (over seeds{interval(low, high)})" if low is not None and high is not None else " (one seed)"
+
+
+def recommendation_findings(rows: Sequence[Row]) -> list[Finding]:
+    return [Finding("recommendation", recommendation_words(rows), None)] if rows else []
+
+
+def serving(directory: Path | None, row: Row) -> tuple[str, str]:
+    """A sentence that says where the recommended checkpoint is, and the command that serves it, if it is there."""
+    exported = directory / RECOMMENDED if directory else None
+    if exported is not None and (exported / "config.json").exists():
+        path = exported.resolve()
+        return (
+            f"Exported as a Hugging Face directory: {path} (checkpoint {row['checkpoint'] or 'not named'}).",
+            f"vllm serve {shlex.quote(str(path))}",
+        )
+    where = f"The checkpoint is {row['checkpoint']}" if row["checkpoint"] else "The table names no checkpoint"
+    kept = directory / "checkpoints" / row["checkpoint"] if directory and row["checkpoint"] else None
+    if kept is not None and (kept / "config.json").exists():
+        return (
+            f"{where}; it has not been exported to {RECOMMENDED}/ yet.",
+            f"vllm serve {shlex.quote(str(kept.resolve()))}",
+        )
+    return f"{where}; it is not among the files of this study now.", ""
+
+
+def runners_up(rows: Sequence[Row], folded: bool = True) -> Table | None:
+    """Every cell as a place to stop, in the order of the table; None without any."""
+    if not rows:
+        return None
+    named = several_kinds(rows)
+    lines = [
+        (
+            *((Variant(row["recipe"], row["algorithm"]).label,) if named else ()),
+            str(row["sft_step"]),
+            str(row["rl_step"]),
+            f"{number(row['ood'])}{interval(row['ood_low'], row['ood_high'])}",
+            interval(row["ood_seed_low"], row["ood_seed_high"]).strip() or "one seed",
+            f"{number(row['id'])}{interval(row['id_low'], row['id_high'])}",
+            {True: "yes", False: "no, below the ID floor"}.get(row["eligible"], "–"),
+            "–" if row["p_best"] is None else f"{100 * row['p_best']:.0f} %",
+            "recommended" if row["chosen"] else "",
+        )
+        for row in rows
+    ]
+    heads = ("SFT step", "RL step", "OOD", "OOD over seeds (t)", "ID", "eligible", "best of the draws", "")
+    title = f"All {len(rows)} cells as places to stop"
+    return Table(title, ("recipe and algorithm", *heads) if named else heads, lines, folded=folded)
