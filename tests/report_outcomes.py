@@ -79,7 +79,8 @@ def two_recipes(seeds: Iterable[int] = (0, 1, 2)) -> dict[str, pa.Table]:
     )
     lora = with_outcome({name: renamed(name, t, "lora") for name, t in invented(later, seeds).items()}, seeds)
     lora["recommendation"] = rows_of(
-        "recommendation", [{**row, "chosen": False} for row in lora["recommendation"].to_pylist()]
+        "recommendation",
+        [{**row, "chosen": False, "p_best": 0.0} for row in lora["recommendation"].to_pylist()],
     )
     plain = {name: renamed(name, table, "plain") for name, table in plain.items()}
     lora = {name: renamed(name, table, "lora") for name, table in lora.items()}

@@ -241,9 +241,13 @@ def zero_line(figure: go.Figure, index: int) -> None:
     )
 
 
-def side_by_side(count: int, width: float = 0.6) -> list[float]:
-    """Offsets of `count` series around one tick of an axis of even steps, so that their intervals do not cover."""
-    return [0.0] if count == 1 else [width * (i / (count - 1) - 0.5) for i in range(count)]
+def side_by_side(count: int, width: float = 0.66, most: float = 0.3) -> list[float]:
+    """Offsets of `count` series around one tick of an axis of even steps, so that their intervals do not cover.
+
+    At most `most` apart, over at most `width` in all.
+    """
+    apart = min(most, width / max(1, count - 1))
+    return [apart * (i - (count - 1) / 2) for i in range(count)]
 
 
 def short(value: float | None) -> float | None:

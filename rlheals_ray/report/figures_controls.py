@@ -99,11 +99,11 @@ def _plot(rule: str, rows: Sequence[Row], scores: pa.Table, accuracies: Accuraci
         even_steps(figure, index, steps)
         figure.update_layout({f"xaxis{axis(index)}": {"title": {"text": "SFT steps before (evenly spaced)"}}})
     accuracy_axis(figure, 0)
-    offsets = dict(zip(means, side_by_side(len(means), 0.56), strict=True))
+    offsets = dict(zip(means, side_by_side(len(means)), strict=True))
     for name, series in means.items():
         _accuracy(figure, name, series, {step: at[step] + offsets[name] for step in steps})
     zero_line(figure, 1)
-    for name, offset in zip(names, side_by_side(len(names), 0.3), strict=True):
+    for name, offset in zip(names, side_by_side(len(names)), strict=True):
         mine = [row for row in rows if row["control"] == name]
         marks = Marks(
             [at[row["sft_step"]] + offset for row in mine],

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import plotly.graph_objects as go
 
-from rlheals_ray.report.figures import DIVERGING, VERDICT_MARK, Figure, axis, panels
+from rlheals_ray.report.figures import DIVERGING, GREY, VERDICT_MARK, Figure, axis, panels
 from rlheals_ray.report.results import Row
 from rlheals_ray.report.unfinished import MARK, Gap
 from rlheals_ray.report.words import interval, listed, number
@@ -70,7 +70,7 @@ def maps_beside(parts: Sequence[Panel], title: str) -> Figure | None:
     figure = _maps(known, with_interval=True, columns=2)
     caption = (
         "<b>Look at</b> where the green begins and ends in each map: one colour scale, and every SFT step and RL "
-        f"budget of any of them; a white cell without a mark was not part of that study. {MARKS}Brackets: 95 % over "
+        f"budget of any of them; an empty cell without a mark was not part of that study. {MARKS}Brackets: 95 % over "
         f"problems.{_gap_words([part.gaps for part in known])}"
     )
     return Figure("healing-beside", title, figure, caption)
@@ -147,7 +147,12 @@ def _mark(figure: go.Figure, suffix: str, gaps: Sequence[Gap]) -> None:
             x=[str(gap.rl_step) for gap in gaps],
             y=[str(gap.sft_step) for gap in gaps],
             mode="markers+text",
-            marker={"symbol": [f"{MARK[gap.status]}-open" for gap in gaps], "size": 9, "line": {"width": 2}},
+            marker={
+                "symbol": [f"{MARK[gap.status]}-open" for gap in gaps],
+                "size": 9,
+                "color": GREY,
+                "line": {"width": 2},
+            },
             text=[f"  {gap.status}" for gap in gaps],
             textposition="middle right",
             customdata=[gap.hover for gap in gaps],

@@ -60,6 +60,7 @@ def trade_off(rows: Sequence[Row]) -> Figure | None:
     chosen = chosen_row(known)
     if chosen:
         _chosen(figure, chosen)
+        keys.append(Key(f"recommended: {place_words(chosen)}", GREY, "none", "ring"))
     figure.update_layout(xaxis={**TICKS, "showgrid": True}, yaxis=TICKS)
     caption = (
         "<b>Look at</b> the cells right of the ID floor (filled): the recommended one is the highest of them on the "
@@ -80,16 +81,6 @@ def _chosen(figure: go.Figure, row: Row) -> None:
             error_y=_bar(row, "ood") | {"color": GREY},
             hoverinfo="skip",
         )
-    )
-    left = row["id"] > 0.5
-    figure.add_annotation(
-        x=row["id"],
-        y=row["ood"],
-        text=f"<b>{place_words(row)}</b>",
-        showarrow=False,
-        xanchor="right" if left else "left",
-        xshift=-16 if left else 16,
-        yshift=16 if row["ood"] < 0.9 else -18,
     )
 
 

@@ -47,7 +47,7 @@ def along_sft(strands: Sequence[Strand], what: str) -> Figure | None:
                 figure, index, at, points, escape(one.name), one.colour, one.symbol, "", one.dash, marked=True
             )
     caption = (
-        f"<b>Look at</b> whether the curves of the {what} peak at the same SFT step and fall equally far (left), and "
+        f"<b>Look at</b> whether the curves of each {what} peak at the same SFT step and fall equally far (left), and "
         "at what that costs in ID accuracy (right). Large marks: means over seeds; small marks: single seeds. Steps "
         "are counted alike, whatever a step of each costs."
     )
@@ -67,7 +67,7 @@ def healing_by_start(strands: Sequence[Strand], what: str) -> Figure | None:
     even_steps(figure, 0, steps)
     figure.update_layout(xaxis_title_text="SFT steps before RL (evenly spaced)")
     at = {step: position for position, step in enumerate(steps)}
-    for (one, rows), offset in zip(largest_cells, side_by_side(len(strands), 0.5), strict=True):
+    for (one, rows), offset in zip(largest_cells, side_by_side(len(strands)), strict=True):
         marks = Marks(
             [at[row["sft_step"]] + offset for row in rows],
             [row["healing"] for row in rows],

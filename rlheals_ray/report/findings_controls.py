@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import pyarrow as pa
 
@@ -45,49 +45,47 @@ def at_largest(rows: Iterable[Row]) -> list[Row]:
 
 
 def control_findings(controls: pa.Table, cells: Sequence[Row], after_rl: bool) -> list[Finding]:
-    """“RL heals more than as much SFT does”: yes where RL is better than each control from every start that heals.
+    """“RL heals more than as much SFT does”, against each control: yes where RL is better from each start that heals.
 
     `cells`: those of `healing_cells`; `after_rl`: whether any checkpoint after RL was probed. No where RL is
-    worse than a control from such a start and better from none; open otherwise.
+    worse than the control from such a start and better from none; open otherwise.
     """
     rows = at_largest(control_cells(controls))
-    missing = [name for name in CONTROLS if all(row["control"] != name for row in rows)]
+    heals = {(row["sft_step"], row["rl_step"]) for row in cells if row["verdict"] == "heals"}
     found = []
-    if rows:
-        found.append(_verdict(rows, cells))
+    for name in CONTROLS:
+        if mine := [row for row in rows if row["control"] == name]:
+            found.append(_verdict(name, mine, heals))
+    missing = [name for name in CONTROLS if all(row["control"] != name for row in rows)]
     if missing and after_rl:
-        found.append(Finding("controls_not_run", NOT_RUN.format(missing=listed(missing)), None))
+        found.append(Finding("controls", NOT_RUN.format(missing=listed(missing)), None))
     return found
 
 
-def _verdict(rows: Sequence[Row], cells: Sequence[Row]) -> Finding:
-    heals = {(row["sft_step"], row["rl_step"]) for row in cells if row["verdict"] == "heals"}
+def _verdict(name: str, rows: Sequence[Row], heals: Collection[tuple[int, int]]) -> Finding:
     mine = [row for row in rows if (row["sft_step"], row["rl_step"]) in heals]
+    against = f"{NAMES[name]} ({name}) does at equal compute"
     if not mine:
-        text = (
-            "Whether RL heals more than as much SFT does is open: RL heals from none of the SFT steps that have a "
-            f"control ({listed(sorted({row['sft_step'] for row in rows}))})."
-        )
-        return Finding("controls", text, None)
+        steps = listed(sorted({row["sft_step"] for row in rows}))
+        text = f"Whether RL heals more than {against} is open: RL heals from none of the SFT steps compared ({steps})."
+        return Finding(name, text, None)
     better = [row for row in mine if row["verdict"] == "better"]
     worse = [row for row in mine if row["verdict"] == "worse"]
-    told = "; ".join(
-        f"against {NAMES[name]} ({name}), {_by_verdict([row for row in mine if row['control'] == name])}"
-        for name in dict.fromkeys(row["control"] for row in mine)
-    )
-    steps = listed(sorted({row["sft_step"] for row in mine}))
-    scope = f"From SFT {steps}, where RL heals and a control ran, at equal compute: {told}."
+    told = f"where RL heals, {_by_verdict(mine)}"
     if len(better) == len(mine):
-        return Finding("controls", f"RL heals more than as much SFT does. {scope}", True)
+        return Finding(name, f"RL heals more than {against}: {told}.", True)
     if worse and not better:
-        return Finding("controls", f"RL does not heal more than as much SFT does. {scope}", False)
-    why = "not from every step" if better else "no difference is shown"
-    return Finding("controls", f"Whether RL heals more than as much SFT does is open: {why}. {scope}", None)
+        return Finding(name, f"RL does not heal more than {against}: {told}.", False)
+    return Finding(name, f"Whether RL heals more than {against} is open: {told}.", None)
 
 
 def _by_verdict(rows: Sequence[Row]) -> str:
-    """RL is better at 4 (+.30 [.22, .38]) and 15 (...); unclear at 60 (...)."""
-    words = {"better": "RL is better from", "worse": "RL is worse from", "unclear": "unclear from"}
+    """`it is better from SFT 4 (+.30 [.22, .38]) and 15 (...), unclear from SFT 60 (...)`."""
+    words = {
+        "better": "it is better from SFT",
+        "worse": "it is worse from SFT",
+        "unclear": "unclear from SFT",
+    }
     parts = []
     for verdict, word in words.items():
         mine = [row for row in rows if (row["verdict"] or "unclear") == verdict]

@@ -31,6 +31,7 @@ FINDINGS_NOTE = (
 )
 SHAPES = {
     "circle": "M11 6a4 4 0 1 0 8 0a4 4 0 1 0-8 0",
+    "ring": "M10 6a5 5 0 1 0 10 0a5 5 0 1 0-10 0M11.8 6a3.2 3.2 0 1 1 6.4 0a3.2 3.2 0 1 1-6.4 0",
     "square": "M11 2h8v8h-8z",
     "triangle-up": "M15 1l5 9h-10z",
     "triangle-down": "M15 11l5-9h-10z",

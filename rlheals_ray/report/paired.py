@@ -62,13 +62,14 @@ class Paired:
         if not problems:
             return None
         values = np.array([[np.mean([column[problem] for column in columns])] for problem in problems])
-        labels = np.array([self._cluster(problem) for problem in problems])
+        labels = np.array([cluster_of(problem, self._clusters) for problem in problems])
         draws = cluster_bootstrap(values, labels, draws=max(2000, round(40 / alpha)))
         low, high = percentile_interval(draws[:, 0], 1 - alpha)
         return Difference(float(values.mean()), low, high)
 
-    def _cluster(self, problem: str) -> str:
-        """As the study's task has it; else permutations of one multiset of words belong together."""
-        if self._clusters is not None and problem in self._clusters:
-            return self._clusters[problem]
-        return " ".join(sorted(re.findall(r"\w+", str(problem))))
+
+def cluster_of(problem: str, clusters: Mapping[str, str] | None) -> str:
+    """As the study's task has it; else permutations of one multiset of words belong together."""
+    if clusters is not None and problem in clusters:
+        return clusters[problem]
+    return " ".join(sorted(re.findall(r"\w+", str(problem))))

@@ -12,7 +12,7 @@ from rlheals_ray.report.results import Row
 from rlheals_ray.report.variants import Variant
 from rlheals_ray.report.words import Finding, algorithm_name, listed
 
-MARK = {"failed": "x", "stopped": "square", "waiting": "circle"}
+MARK = {"failed": "x-thin", "stopped": "square", "waiting": "circle"}
 """Status -> plotly's symbol; the word stands beside it."""
 ORDER = tuple(MARK)
 MOST_CAUSE = 160
