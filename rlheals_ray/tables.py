@@ -30,10 +30,12 @@ RL = _schema(
     explained_variance=_f, grad_norm=_f, advantage_q05=_f, advantage_q25=_f, advantage_q50=_f,
     advantage_q75=_f, advantage_q95=_f, advantage_skew=_f, logprob_mismatch_mean=_f,
     logprob_mismatch_max=_f, logprob_mismatch_kl=_f, weight_lag=_i, learning_rate=_f,
-    policy_loss=_f, value_loss=_f, reference_kl=_f, tokens=_i, tokens_per_second=_f,
+    policy_loss=_f, value_loss=_f, reference_kl=_f, tokens=_i, episode_tokens=_i, tokens_per_second=_f,
     seconds_generate=_f, seconds_judge=_f, seconds_learn=_f, seconds_sync=_f, idle_share=_f,
     engine=_s, wrapped_model=_s, train_run=_s,
 )  # fmt: skip
+"""`tokens`: that the model wrote; `episode_tokens`: of the whole conversations, prompts and replies included. A control
+has one row per budget, with what it trained on since the budget before."""
 EPISODES = _schema(
     checkpoint=_s, rule=_s, problem_id=_s, attempts=_i, solved_at=_i, well_formed=pa.list_(_b),
     rewards=pa.list_(_f), answers=pa.list_(_s),

@@ -30,7 +30,7 @@ _GROUPS = {
     "advantage": tuple(column for column in tables.RL.names if column.startswith("advantage_")),
     "off_policy": ("weight_lag", *(column for column in tables.RL.names if column.startswith("logprob_"))),
     "speed": (
-        "tokens", "tokens_per_second", "idle_share",
+        "tokens", "episode_tokens", "tokens_per_second", "idle_share",
         *(column for column in tables.RL.names if column.startswith("seconds_")),
     ),
 }  # fmt: skip

@@ -7,6 +7,7 @@ is in none of them, so that adding a seed adds work and repeats nothing.
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from rlheals_ray.config import EditSettings, EditVariant, Role, Study
 from rlheals_ray.lineage import BASE, Branch, Trunk, branches, branches_of, controls, trunks
+from rlheals_ray.models.architecture import PACKAGE, directory_of
 from rlheals_ray.storage import Unit, fingerprint
 from rlheals_ray.tasks import get_task
 
@@ -21,7 +23,7 @@ CODE = {
     "base": 1,
     "sft": 1,
     "losses": 1,
-    "rl": 4,
+    "rl": 5,
     "probe": 2,
     "spectra": 3,
     "edit": 3,
@@ -77,7 +79,7 @@ class StudyUnits:
         settings = self.study.base
         if settings.model == "nano":
             return Unit("base", fingerprint(code=CODE["base"], base=settings.model_dump(), task=self.task))
-        content = directory_content(settings.model)
+        content = model_content(settings.model)
         return Unit("base", fingerprint(code=CODE["base"], model=settings.model, content=content))
 
     def trunk(self, trunk: Trunk) -> Unit:
@@ -297,6 +299,18 @@ class StudyUnits:
     def _generation(self) -> dict[str, object]:
         rollout = self.study.rollout
         return {"engine": rollout.engine, "dtype": rollout.dtype, "max_model_len": rollout.max_model_len}
+
+
+def model_content(model: str) -> object:
+    """What tells whether base.model is still the same: the files of a directory, or the package's version."""
+    if directory_of(model) is not None:
+        return directory_content(model)
+    try:
+        return importlib.metadata.version(PACKAGE)
+    except (
+        importlib.metadata.PackageNotFoundError
+    ):  # preflight asks for it where the base is still to be made
+        return None
 
 
 def directory_content(path: str) -> list[tuple[str, int, int]]:

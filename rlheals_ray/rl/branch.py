@@ -14,13 +14,14 @@ import numpy as np
 import ray
 
 from rlheals_ray import tables
+from rlheals_ray.config import RLSettings
 from rlheals_ray.models.chat import ChatFormat
 from rlheals_ray.received import record_received
 from rlheals_ray.rl.spec import BranchSpec
 from rlheals_ray.rollout.episode import Episode, EpisodeRequest, Rollout, Sampling, Weights
 from rlheals_ray.rollout.load import Load
 from rlheals_ray.storage import new_directory
-from rlheals_ray.tasks import get_task
+from rlheals_ray.tasks import Problem, get_task
 from rlheals_ray.training import Report
 
 
@@ -62,19 +63,8 @@ class Branch:
 
         Algorithms that compare episodes of one problem get `group_size` of each, side by side.
         """
-        group = 1 if self.settings.algorithm == "ppo" else self.settings.group_size
-        rng = np.random.default_rng((self.spec.branch.seed, self.spec.branch.sft_step, update))
-        count = self.settings.episodes // group
-        rounds = -(-count // len(self._problems))
-        order = np.concatenate([rng.permutation(len(self._problems)) for _ in range(rounds)])[:count]
-        return [
-            EpisodeRequest(
-                self._problems[problem],
-                (self.spec.branch.seed, self.spec.branch.sft_step, update, place * group + i),
-            )
-            for place, problem in enumerate(order)
-            for i in range(group)
-        ]
+        branch = self.spec.branch
+        return episode_requests(self.settings, self._problems, branch.seed, branch.sft_step, update)
 
     def generate(
         self, requests: Sequence[EpisodeRequest], update: int, publish: Callable[[], Load | None]
@@ -145,6 +135,21 @@ class Branch:
         """Tell the sweep about the last completed update."""
         self._report({"update": len(self.rows), "of": self.settings.budgets[-1], **self.rows[-1]})
 
+    @property
+    def hopeless(self) -> str | None:
+        """Why the branch stops now, by rl.early_stop; None while it goes on. The same on every rank and after a resume:
+        only the rows decide."""
+        wanted = self.settings.early_stop
+        if wanted is None or not (wanted.updates <= len(self.rows) < self.settings.budgets[-1]):
+            return None
+        best = max(row["solved_at_k"] for row in self.rows[-wanted.updates :])
+        if best > wanted.solved_at_k:
+            return None
+        return (
+            f"stopped early after update {len(self.rows)}: in the last {wanted.updates} updates at most {best:g} of the "
+            f"problems were solved (rl.early_stop)"
+        )
+
     def publish(self, update: int, save: Callable[[Path], None]) -> None:
         """Publish the checkpoint of `update` as a whole: `save` writes the model's files; rank 0 only.
 
@@ -165,7 +170,23 @@ class Branch:
             (by_id[key] for key, count in self.received.items() for _ in range(count)),
         )
         self.spec.files.write_part("rl", self.spec.unit, tables.table("rl", self.rows))
-        self.spec.files.mark_done(self.spec.unit)
+        self.spec.files.mark_done(self.spec.unit, updates=len(self.rows), cause=self.hopeless)
+
+
+def episode_requests(
+    settings: RLSettings, problems: Sequence[Problem], seed: int, sft_step: int, update: int
+) -> list[EpisodeRequest]:
+    """The episodes of an update of the branch at (seed, SFT step), of `problems`; see `Branch.requests`."""
+    group = 1 if settings.algorithm == "ppo" else settings.group_size
+    rng = np.random.default_rng((seed, sft_step, update))
+    count = settings.episodes // group
+    rounds = -(-count // len(problems))
+    order = np.concatenate([rng.permutation(len(problems)) for _ in range(rounds)])[:count]
+    return [
+        EpisodeRequest(problems[problem], (seed, sft_step, update, place * group + i))
+        for place, problem in enumerate(order)
+        for i in range(group)
+    ]
 
 
 def outcome(episodes: Sequence[Episode]) -> dict[str, float]:
@@ -184,6 +205,7 @@ def speed(rollout: Rollout, seconds_learn: float, seconds: float) -> dict[str, f
     tokens = sum(episode.tokens for episode in rollout.episodes)
     return {
         "tokens": tokens,
+        "episode_tokens": sum(episode.all_tokens for episode in rollout.episodes),
         "tokens_per_second": tokens / max(rollout.seconds, 1e-9),
         "seconds_generate": rollout.seconds,
         "seconds_judge": rollout.seconds_judge,

@@ -34,6 +34,8 @@ def learn_ppo(branch: Branch) -> None:
         branch.resume(progress["rows"], progress["received"])
     sync = weight_sync(branch.study.rollout)
     for update in range(len(branch.rows) + 1, settings.budgets[-1] + 1):
+        if branch.hopeless:
+            break
         start = time.perf_counter()
         rollout = branch.generate(branch.requests(update), update, lambda: _publish(branch, ppo.policy, sync))
         generated = time.perf_counter()
@@ -54,7 +56,7 @@ def learn_ppo(branch: Branch) -> None:
                 branch.publish(update, ppo.policy.save_model)
             else:
                 ppo.policy.save_model(None)
-        if update % settings.save_every == 0 or update in settings.budgets:
+        if update % settings.save_every == 0 or update in settings.budgets or branch.hopeless:
             progress = {"rows": branch.rows, "received": branch.received}
             save_branch(branch.state_directory, ppo.policy, modules, optimizers, **progress)
         branch.report()

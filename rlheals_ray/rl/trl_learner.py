@@ -49,7 +49,7 @@ def learn_trl(branch: Branch) -> None:
     if resumed is not None:
         progress = json.loads((resumed / PROGRESS).read_text(encoding="utf-8"))
         branch.resume(progress["rows"], progress["received"])
-    if len(branch.rows) == settings.budgets[-1]:
+    if len(branch.rows) == settings.budgets[-1] or branch.hopeless:
         return
     episodes = _BranchEpisodes(branch)
     model = AutoModelForCausalLM.from_pretrained(branch.start_directory, dtype=torch.float32)
@@ -150,7 +150,8 @@ class _Updates(TrainerCallback):
             wrapped_model=wrapped_name(self._trainer.model_wrapped),
         )
         settings = self._branch.settings
-        control.should_save = update in settings.budgets or update % settings.save_every == 0
+        control.should_training_stop = branch_ends = self._branch.hopeless is not None
+        control.should_save = update in settings.budgets or update % settings.save_every == 0 or branch_ends
         if not control.should_save:
             self._branch.report()
 

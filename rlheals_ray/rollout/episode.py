@@ -111,6 +111,11 @@ class Episode:
         """Tokens that the model wrote."""
         return sum(len(turn.completion_ids) for turn in self.turns)
 
+    @property
+    def all_tokens(self) -> int:
+        """Tokens of the whole conversation: prompt, answers and replies."""
+        return self.tokens + sum(len(turn.prompt_ids) for turn in self.turns)
+
 
 def episodes_table(checkpoint: str, episodes: Sequence[Episode]) -> pa.Table:
     """Episodes as rows of tables/episodes.parquet."""
