@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from rlheals_ray.config import InputError, Study, TrackingSettings
+from rlheals_ray.grid.preflight_base import check_base, check_trunk, positions, ranks, token_counter
 from rlheals_ray.storage import StudyFiles
 from rlheals_ray.tasks import Rule, Task, get_task
-
-NANO_POSITIONS = 256
-"""The longest context of the nano model; models/nano.py, which takes torch to import, says the same."""
-
-NANO_HIDDEN = 64
-"""The width of the nano model, and so the number of singular values of all its matrices."""
 
 _SPARE = 8
 """Tokens by which a feedback may be longer than the one that is measured."""
@@ -26,7 +18,8 @@ _SPARE = 8
 def preflight(study: Study) -> StudyFiles:
     """Check task, base model, problems, context, tracking and storage; raises InputError, allocates nothing."""
     task = get_task(study.task.name, **study.task.options)
-    _check_base(study)
+    check_base(study)
+    check_trunk(study)
     _check_problems(study, task)
     _check_directions(study)
     _check_context(study, task)
@@ -34,33 +27,6 @@ def preflight(study: Study) -> StudyFiles:
     files = StudyFiles.at(study.storage, study.name)
     files.check_writable()
     return files
-
-
-def _check_base(study: Study) -> None:
-    model = study.base.model
-    if model == "nano":
-        if study.task.name != "general_points" or study.task.options.get("wording") != "compact":
-            raise InputError(
-                f"base.model (got 'nano'): the nano model knows only the words of general_points' compact wording, "
-                f"not task {study.task.name!r} with wording {study.task.options.get('wording', 'paper')!r}; set "
-                "task.wording=compact or name another base.model."
-            )
-        return
-    directory = Path(model).expanduser()
-    if not directory.is_dir():
-        raise InputError(
-            f"base.model (got {model!r}): there is no such directory; give 'nano' or the path of a Hugging Face "
-            "directory with config.json and safetensors weights."
-        )
-    if not (directory / "config.json").exists():
-        raise InputError(
-            f"base.model (got {model!r}): the directory has no config.json; give a Hugging Face model directory."
-        )
-    if not any(directory.glob("*.safetensors")):
-        raise InputError(
-            f"base.model (got {model!r}): the directory has no .safetensors weights; convert pickled weights with "
-            "transformers' save_pretrained first."
-        )
 
 
 def _check_problems(study: Study, task: Task) -> None:
@@ -80,13 +46,13 @@ def _check_problems(study: Study, task: Task) -> None:
 
 
 def _check_context(study: Study, task: Task) -> None:
-    longest = _positions(study.base.model)
+    longest = positions(study.base.model)
     if longest is not None and study.rollout.max_model_len > longest:
         raise InputError(
             f"rollout.max_model_len (got {study.rollout.max_model_len}): base.model {study.base.model!r} has "
             f"{longest} positions; use at most {longest}."
         )
-    length = _tokens(study)
+    length = token_counter(study)
     problem = task.problems("id", "train", 1, seed=0)[0]
     prompt = length(task.prompt(problem))
     feedback = length(task.reply(task.judge(problem, "")))
@@ -103,41 +69,13 @@ def _check_context(study: Study, task: Task) -> None:
             )
 
 
-def _tokens(study: Study) -> Callable[[str], int]:
-    """How many tokens a turn has, template included."""
-    if study.base.model == "nano":
-        return lambda text: len(text.split()) + 2  # one word, one token; and the turn's two marks
-    from rlheals_ray.models.chat import ChatFormat
-
-    chat = ChatFormat.of(Path(study.base.model).expanduser())
-    return lambda text: len(chat.first_turn(text))
-
-
-def _positions(model: str) -> int | None:
-    """The longest context that a model's configuration allows, where it says so."""
-    if model == "nano":
-        return NANO_POSITIONS
-    positions = _configuration(model).get("max_position_embeddings")
-    return positions if isinstance(positions, int) else None
-
-
-def _configuration(model: str) -> dict[str, Any]:
-    try:
-        config = json.loads((Path(model).expanduser() / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        config = None
-    if not isinstance(config, dict):
-        raise InputError(f"base.model (got {model!r}): its config.json cannot be read; copy the model again.")
-    return config
-
-
 def _check_directions(study: Study) -> None:
     """Every k of an edit must exist in every matrix that it edits: not to be found out after hours of training."""
-    ranks = _ranks(study.base.model)
+    offered = ranks(study.base.model)
     for index, edit in enumerate(study.edits):
         for variant in edit.variants(study.spectra.roles):
             limits = {
-                role: ranks[role] - (variant.mode == "rotate") for role in variant.roles if role in ranks
+                role: offered[role] - (variant.mode == "rotate") for role in variant.roles if role in offered
             }
             for role, limit in limits.items():
                 if isinstance(variant.k, int) and variant.k > limit:
@@ -146,26 +84,6 @@ def _check_directions(study: Study) -> None:
                         f"offer mode {variant.mode} {limit} singular directions; use at most {limit}, a fraction such "
                         f"as 0.5, or leave {role} out of edits.{index}.roles."
                     )
-
-
-def _ranks(model: str) -> dict[str, int]:
-    """Role to the number of singular values of its matrices, as far as the configuration tells."""
-    if model == "nano":
-        return dict.fromkeys(("q", "k", "v", "o", "gate", "up", "down"), NANO_HIDDEN)
-    config = _configuration(model)
-    config = config.get("text_config", config)
-    try:
-        hidden, heads = config["hidden_size"], config["num_attention_heads"]
-        head = config.get("head_dim") or hidden // heads
-        attention, shared = heads * head, (config.get("num_key_value_heads") or heads) * head
-        inner = config["intermediate_size"]
-        return {
-            **dict.fromkeys(("q", "o"), min(hidden, attention)),
-            **dict.fromkeys(("k", "v"), min(hidden, shared)),
-            **dict.fromkeys(("gate", "up", "down"), min(hidden, inner)),
-        }
-    except (KeyError, TypeError):
-        return {}
 
 
 def check_tracking(tracking: TrackingSettings) -> None:

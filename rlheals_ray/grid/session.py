@@ -19,6 +19,7 @@ from rlheals_ray.connection import connect, named_cluster
 from rlheals_ray.grid.progress import Timings
 from rlheals_ray.grid.resources import Resources, check_cluster, check_local, resources_of
 from rlheals_ray.grid.units import StudyUnits
+from rlheals_ray.lineage import BASE
 from rlheals_ray.rollout.generator import GeneratorSettings
 from rlheals_ray.rollout.pool import Pool
 from rlheals_ray.storage import StudyFiles
@@ -84,7 +85,7 @@ class Session:
 
         self.connect()
         architecture = self.files.root / "architecture"
-        write_architecture(self.study, architecture)
+        write_architecture(self.files.checkpoint(BASE), architecture)
         settings = GeneratorSettings(str(architecture), self.study.task, self.study.rollout)
         return Pool.start(settings, threads=1, num_cpus=1)
 

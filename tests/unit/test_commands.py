@@ -17,7 +17,8 @@ import yaml
 from rlheals_ray.config import InputError, load_study
 from rlheals_ray.grid import preflight as preflight_module
 from rlheals_ray.grid.command import main
-from rlheals_ray.grid.preflight import NANO_HIDDEN, NANO_POSITIONS, check_tracking
+from rlheals_ray.grid.preflight import check_tracking
+from rlheals_ray.grid.preflight_base import NANO_HIDDEN, NANO_POSITIONS
 from rlheals_ray.grid.resources import local_gpus, resources_of
 from rlheals_ray.models.chat import ChatFormat
 from rlheals_ray.models.nano import architecture, tokenizer

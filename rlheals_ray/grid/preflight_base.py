@@ -1,0 +1,151 @@
+"""What can be known to be wrong with the base model, or with a trunk that exists already, before anything starts."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlheals_ray.config import InputError, Study
+from rlheals_ray.models.architecture import NANO, SMOLLM2, configuration, directory_of, stored_configuration
+
+if TYPE_CHECKING:
+    from rlheals_ray.models.chat import ChatFormat
+
+NANO_POSITIONS = 256
+"""The longest context of the nano model; models/nano.py, which takes torch to import, says the same."""
+
+NANO_HIDDEN = 64
+"""The width of the nano model, and so the number of singular values of all its matrices."""
+
+
+def check_base(study: Study) -> None:
+    """Raises InputError for a base.model that is not there, is no model, or does not know the task."""
+    model = study.base.model
+    if model == NANO:
+        if study.task.name != "general_points" or study.task.options.get("wording") != "compact":
+            raise InputError(
+                f"base.model (got 'nano'): the nano model knows only the words of general_points' compact wording, "
+                f"not task {study.task.name!r} with wording {study.task.options.get('wording', 'paper')!r}; set "
+                "task.wording=compact or name another base.model."
+            )
+        return
+    if model == SMOLLM2:
+        from rlheals_ray.models.smollm2 import gguf_file
+
+        gguf_file()
+        return
+    directory = Path(model).expanduser()
+    if not directory.is_dir():
+        raise InputError(
+            f"base.model (got {model!r}): there is no such directory; give 'nano', 'smollm2-135m', or the path of a "
+            "Hugging Face directory with config.json and safetensors weights. A model of the Hub is fetched first: "
+            f"`hf download OWNER/{directory.name} --local-dir {model}`."
+        )
+    if not (directory / "config.json").exists():
+        raise InputError(
+            f"base.model (got {model!r}): the directory has no config.json; give a Hugging Face model directory."
+        )
+    if not any(directory.glob("*.safetensors")):
+        raise InputError(
+            f"base.model (got {model!r}): the directory has no .safetensors weights; convert pickled weights with "
+            "transformers' save_pretrained first."
+        )
+    if stored_configuration(directory).get("model_type") == "mllama":
+        from rlheals_ray.models.checkpoint import Checkpoint
+        from rlheals_ray.models.mllama import language_config, language_tensors
+
+        language_config(directory)
+        language_tensors(Checkpoint(directory), directory)
+
+
+def token_counter(study: Study) -> Callable[[str], int]:
+    """How many tokens a turn has, template included. Raises InputError for a tokenizer without a template."""
+    if study.base.model == NANO:
+        return lambda text: len(text.split()) + 2  # one word, one token; and the turn's two marks
+    chat = _chat(study.base.model)
+    return lambda text: len(chat.first_turn(text))
+
+
+def _chat(model: str) -> ChatFormat:
+    from rlheals_ray.models.chat import ChatFormat
+
+    directory = directory_of(model)
+    if directory is None:
+        from rlheals_ray.models.smollm2 import chat_format
+
+        return chat_format()
+    template = directory / "chat_template.json"
+    if template.exists() and stored_configuration(directory).get("model_type") == "mllama":
+        import tempfile
+
+        from rlheals_ray.models.mllama import copy_language_companions
+
+        # The template stands where only a processor of images looks for it: see what will be written of it.
+        with tempfile.TemporaryDirectory() as scratch:
+            copy_language_companions(directory, Path(scratch))
+            return ChatFormat.of(scratch)
+    return ChatFormat.of(directory)
+
+
+def positions(model: str) -> int | None:
+    """The longest context that a model's configuration allows, where it says so."""
+    if model == NANO:
+        return NANO_POSITIONS
+    found = configuration(model).get("max_position_embeddings")
+    return found if isinstance(found, int) else None
+
+
+def ranks(model: str) -> dict[str, int]:
+    """Role to the number of singular values of its matrices, as far as the configuration tells."""
+    if model == NANO:
+        return dict.fromkeys(("q", "k", "v", "o", "gate", "up", "down"), NANO_HIDDEN)
+    config = configuration(model)
+    try:
+        hidden, heads = config["hidden_size"], config["num_attention_heads"]
+        head = config.get("head_dim") or hidden // heads
+        attention, shared = heads * head, (config.get("num_key_value_heads") or heads) * head
+        inner = config["intermediate_size"]
+        return {
+            **dict.fromkeys(("q", "o"), min(hidden, attention)),
+            **dict.fromkeys(("k", "v"), min(hidden, shared)),
+            **dict.fromkeys(("gate", "up", "down"), min(hidden, inner)),
+        }
+    except (KeyError, TypeError):
+        return {}
+
+
+def check_trunk(study: Study) -> None:
+    """Raises InputError for an sft.checkpoints that does not hold checkpoints of base.model, naming the step."""
+    found = study.sft.checkpoints
+    if found is None:
+        return
+    for step, where in found.items():
+        names = {name for _, name, _, _ in _fields(step, where) if name is not None}
+        if names - {"seed"}:
+            raise InputError(
+                f"sft.checkpoints.{step} (got {where!r}): only {{seed}} is filled in; write other braces double, "
+                "{{ and }}."
+            )
+        if not names and len(study.seeds) > 1:
+            raise InputError(
+                f"sft.checkpoints.{step} (got {where!r}): the study has the seeds {list(study.seeds)}, each with a "
+                "trunk of its own; put {seed} into the path, or set seeds=[0]."
+            )
+    from rlheals_ray.sft.taken_over import check_checkpoint, given, shape_of_base
+
+    base = shape_of_base(study)
+    for seed in study.seeds:
+        for step, directory in given(study, seed).items():
+            check_checkpoint(study, step, directory, base)
+
+
+def _fields(step: int, where: str) -> list[tuple[Any, ...]]:
+    try:
+        return list(string.Formatter().parse(where))
+    except ValueError as error:
+        raise InputError(
+            f"sft.checkpoints.{step} (got {where!r}): {error}; {{seed}} stands for the seed, and other braces are "
+            "written double."
+        ) from None
