@@ -146,8 +146,8 @@ class Branch:
         if best > wanted.solved_at_k:
             return None
         return (
-            f"stopped early after update {len(self.rows)}: in the last {wanted.updates} updates at most {best:g} of the "
-            f"problems were solved (rl.early_stop)"
+            f"stopped early after update {len(self.rows)}: in the last {wanted.updates} updates at most "
+            f"{best:g} of the problems were solved (rl.early_stop)"
         )
 
     def publish(self, update: int, save: Callable[[Path], None]) -> None:
