@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tests.report_mechanism import whole
-from tests.report_tables import BUDGETS, NANO, STARTS, World, rows_of, tables
+from tests.report_tables import BUDGETS, NANO, STARTS, World, nano_like, rows_of, tables
 
 CONTROLS = {"continued_sft": -0.35, "rejection_sft": -0.08}
 """Control -> its OOD accuracy minus that of RL, where RL heals."""
@@ -42,8 +42,9 @@ def complete(seeds: Iterable[int] = (0, 1, 2)) -> dict[str, pa.Table]:
 
 
 def unfinished(seeds: Iterable[int] = (0, 1, 2)) -> dict[str, pa.Table]:
-    """`complete` in which branches failed, were stopped, or wait: RL from 30 and 120 of seed 1, all from 400."""
-    found = complete(seeds)
+    """A study whose branches failed, were stopped, or wait: RL from 30 and 120 of seed 1, all from 400."""
+    seeds = tuple(seeds)
+    found = with_outcome(nano_like(seeds), seeds)
     fates = {
         (30, 1): ("failed", 17, "FloatingPointError: the loss of update 18 is NaN <b>&</b>"),
         (120, 1): ("stopped", 15, "no training problem was solved in 10 updates in a row"),

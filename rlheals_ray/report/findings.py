@@ -6,16 +6,15 @@ Pure: tables in, findings out. The thresholds behind each sentence stand in its 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from statistics import fmean
-
-import pyarrow as pa
 
 from rlheals_ray.report.findings_controls import control_findings
 from rlheals_ray.report.findings_edits import edit_findings
+from rlheals_ray.report.findings_losses import loss_findings
 from rlheals_ray.report.findings_predictors import predictor_findings
 from rlheals_ray.report.findings_recovery import healing_cells, recovery_findings
 from rlheals_ray.report.findings_strands import strand_findings
 from rlheals_ray.report.findings_weights import weight_findings
+from rlheals_ray.report.loss_stops import loss_stops
 from rlheals_ray.report.recommendation import recommendation_findings
 from rlheals_ray.report.results import Accuracies, Peak, Tables, conform, ood_peak
 from rlheals_ray.report.strands import of_edges, strands
@@ -43,7 +42,7 @@ def findings_of(tables: Tables, clusters: Mapping[str, str] | None = None) -> li
         *control_findings(main["controls"], cells, bool(accuracies.starts("ood"))),
         *recommendation_findings(every["recommendation"].to_pylist()),
         *strand_findings(strands(every), clusters),
-        *_losses(main["sft"], peak),
+        *loss_findings(main["sft"], peak, loss_stops(main["sft"], accuracies, main["episodes"], clusters)),
         *weight_findings(main, accuracies),
         *edit_findings(main, accuracies, clusters),
         *predictor_findings(main["predictors"]),
@@ -106,30 +105,6 @@ def _id_trend(accuracies: Accuracies, peak: Peak) -> list[Finding]:
         return [Finding("id_rising", f"ID accuracy rises over the same steps, {path}.", True)]
     word = "falls" if last.value < first.value else "stays level"
     return [Finding("id_rising", f"ID accuracy does not rise over the same steps: it {word}, {path}.", False)]
-
-
-def _losses(sft: pa.Table, peak: Peak | None) -> list[Finding]:
-    """A loss tells where the OOD peak is when its minimum lies on the peak's step or a neighbouring one."""
-    found = []
-    for column, name in (("id_loss", "ID loss"), ("ood_loss", "OOD loss")):
-        by_step: dict[int, list[float]] = {}
-        for row in sft.select(["step", column]).to_pylist():
-            if row[column] is not None and row["step"] is not None:
-                by_step.setdefault(row["step"], []).append(row[column])
-        if len(by_step) < 2 or peak is None or peak.value == 0:
-            continue
-        mean = {step: fmean(values) for step, values in by_step.items()}
-        steps = sorted(mean)
-        lowest = min(steps, key=lambda step: mean[step])
-        near = min(steps, key=lambda step: abs(step - peak.step))
-        tells = abs(steps.index(lowest) - steps.index(near)) <= 1
-        text = (
-            f"The {name} {'does tell' if tells else 'does not tell'} where the OOD peak is: the loss is "
-            f"lowest at step {lowest} ({mean[lowest]:.3g}), OOD accuracy is highest at step {peak.step} "
-            f"(loss there {mean[near]:.3g})."
-        )
-        found.append(Finding(f"{column}_blind", text, not tells))
-    return found
 
 
 def _seeds(accuracies: Accuracies) -> list[Finding]:

@@ -49,11 +49,10 @@ def _edges(one: Strand, other: Strand) -> list[Finding]:
 
 def _told(strand: Strand, row: Row) -> str:
     if row["step"] is None:
-        return f"{strand.name}, nothing heals"
+        return f"{strand.name}: nothing heals"
     over = steps_interval(row["step_low"], row["step_high"])
-    return (
-        f"{strand.name}, {between(row)}, outermost step {row['step']}{over} after {row['rl_step']} RL updates"
-    )
+    after = f"after {row['rl_step']} RL updates"
+    return f"{strand.name}, {between(row)} (outermost step that heals: {row['step']}{over}, {after})"
 
 
 def _peaks(strands: Sequence[Strand], clusters: Mapping[str, str] | None) -> str:
@@ -62,4 +61,4 @@ def _peaks(strands: Sequence[Strand], clusters: Mapping[str, str] | None) -> str
         peak = ood_peak(one.accuracies, one.tables["episodes"], clusters)
         if peak is not None and peak.value > 0:
             parts.append(f"{one.name} at step {peak.step} with {number(peak.value)}")
-    return f"OOD accuracy along SFT peaks, by recipe or study: {'; '.join(parts)}." if len(parts) > 1 else ""
+    return f"Along SFT, OOD accuracy peaks for {'; '.join(parts)}." if len(parts) > 1 else ""

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from rlheals_ray.report import figures_accuracy, figures_rl, figures_training
 from rlheals_ray.report.layout import Section, Table
+from rlheals_ray.report.loss_stops import loss_stops, loss_table
 from rlheals_ray.report.results import Accuracies
 from rlheals_ray.report.sections_mechanism import (
     edits_section,
@@ -36,6 +37,13 @@ def sections(source: Source) -> list[Section]:
     training.add(
         figures_training.losses(main["sft"], accuracies), "the SFT table (sft.parquet) holds no losses."
     )
+    stops = loss_stops(main["sft"], accuracies, main["episodes"], source.clusters)
+    if table := loss_table(stops, main["predictors"].to_pylist()):
+        training.tables.append(table)
+        training.lines.append(
+            "Accuracies in this table are of the half of the OOD problems that did not choose the peak. ρ is "
+            "Spearman’s, over the SFT checkpoints of all seeds and recipes: correlation, not cause."
+        )
     curves = Section("curves", "Attempts and form along SFT")
     curves.add(figures_accuracy.curves(accuracies), "no SFT checkpoint has been probed.")
     learning = Section("rl", "What RL itself saw")

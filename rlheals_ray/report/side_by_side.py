@@ -215,7 +215,7 @@ def _paired(mine: Sequence[Strand], theirs: Sequence[Strand], a: Source, reason:
     for one in mine:
         for other in theirs:
             cells = paired_cells(one, other, a.clusters)
-            title = f"{other.name} − {one.name}"
+            title = f"({other.name}) − ({one.name})"
             if not cells:
                 section.missing.append(f"{title}: no place (SFT step and RL step) that both probed.")
                 continue

@@ -57,10 +57,11 @@ def strands(tables: Tables, study: str = "", first: int = 0) -> list[Strand]:
         telling = Variant(
             variant.recipe if len(recipes) > 1 else None, variant.algorithm if len(algorithms) > 1 else None
         )
-        parts = [study, telling.label if any(telling) else ""]
+        which = telling.label if any(telling) else ""
+        name = f"{study} ({which})" if study and which else study or which or variant.label
         found.append(
             Strand(
-                ", ".join(part for part in parts if part) or variant.label,
+                name,
                 variant,
                 mine,
                 Accuracies(mine["scores"]),

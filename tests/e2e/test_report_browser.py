@@ -13,8 +13,10 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.ui import WebDriverWait
 
 from rlheals_ray.report import build_report, findings_of
+from rlheals_ray.report.side_by_side import compare_studies
 from tests.report_mechanism import whole
-from tests.report_tables import empty, nano_like, opposite, write_study
+from tests.report_outcomes import complete, two_recipes, unfinished
+from tests.report_tables import empty, nano_like, opposite, rows_of, write_study
 
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
@@ -22,7 +24,8 @@ FLAGS = (
 )  # fmt: skip
 MARKS = ".scatterlayer .point, .scatterlayer .js-line, .barlayer .point, .heatmaplayer image"
 SECTIONS = (
-    "headline", "healing", "curves", "losses", "rl", "spectra", "edits", "hidden", "predictors",
+    "recommendation", "headline", "healing", "controls", "curves", "losses", "rl", "spectra", "edits", "hidden",
+    "predictors",
 )  # fmt: skip
 
 
@@ -95,7 +98,7 @@ def plots(browser: webdriver.Chrome) -> dict[str, dict[str, Any]]:
 def test_every_figure_is_drawn_and_nothing_is_fetched(
     browser: webdriver.Chrome, tmp_path: Path, width: int
 ) -> None:
-    tables = whole()
+    tables = complete()
     page = build_report(write_study(tmp_path / "study", tables))
     requests = look(browser, page, width)
     unfold(browser)
@@ -143,6 +146,35 @@ def test_a_reader_switches_between_the_views_of_a_figure(browser: webdriver.Chro
     views[2].click()
     WebDriverWait(browser, 30).until(lambda chrome: chrome.execute_script(shown) != first)
     assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("width", [1200, 400])
+def test_two_studies_stand_side_by_side(browser: webdriver.Chrome, tmp_path: Path, width: int) -> None:
+    """What the first has left unfinished is marked with its cause; nothing is fetched, nothing sticks out."""
+    cause = "<img src=x onerror=alert(1)>"
+    tables = unfinished([0, 1])
+    tables["branches"] = rows_of(
+        "branches", [{**r, "cause": cause if r["cause"] else None} for r in tables["branches"].to_pylist()]
+    )
+    a = write_study(
+        tmp_path / "a", tables, name="<b>one</b>", rl={"algorithm": "ppo", "budgets": [0, 15, 30]}
+    )
+    b = write_study(tmp_path / "b", two_recipes([0, 1]), name="two", sft={"recipe": ["plain", "lora"]})
+    page = compare_studies(a, b, tmp_path / "both.html")
+    requests = look(browser, page, width)
+    assert [url for url in requests if not url.startswith(("data:", "blob:"))] == [page.as_uri()]
+    unfold(browser)
+    assert browser.get_log("browser") == []
+    drawn = plots(browser)
+    assert {"plot-along-sft", "plot-healing-beside", "plot-healing-by-start", "plot-edges"} == set(drawn)
+    assert all(plot["marks"] > 0 for plot in drawn.values())
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    words = browser.execute_script(
+        "return [...document.querySelectorAll('#plot-healing-beside .scatterlayer text')].map((n) => n.textContent)"
+    )
+    assert {word.strip() for word in words} == {"waiting"}
+    said = browser.execute_script("return document.body.innerText")
+    assert "A: <b>one</b>" in said and cause in said and "B: two (lora)" in said
 
 
 def test_an_opposite_result_is_reported_as_such(browser: webdriver.Chrome, tmp_path: Path) -> None:

@@ -24,7 +24,9 @@ def by_kind(of: dict[str, pa.Table]) -> dict[str, Finding]:
 
 
 def test_a_shared_control_stands_beside_every_edit_of_its_group(full: dict[str, pa.Table]) -> None:
-    groups = edit_groups({name: conform(name, full[name]) for name in SCHEMAS}, Accuracies(full["scores"]))
+    groups = edit_groups(
+        {name: conform(name, full.get(name)) for name in SCHEMAS}, Accuracies(full["scores"])
+    )
     assert len(groups) == 16
     for group in groups:
         assert {"edit", "weight_swap", "interpolation", "random_angle", "random_norm"} <= set(

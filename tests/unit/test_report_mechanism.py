@@ -15,6 +15,7 @@ import pytest
 from rlheals_ray.report import Finding, build_report, findings_of
 from rlheals_ray.report.comparisons import Comparisons, checkpoint_label
 from tests.report_mechanism import branch, spectra, trunk, updates, whole
+from tests.report_outcomes import with_outcome
 from tests.report_tables import rows_of, write_study
 
 TABLES = ("spectra", "updates", "singular_values", "edits", "hidden", "similarity", "shift", "predictors")
@@ -42,7 +43,7 @@ def by_kind(of: dict[str, pa.Table]) -> dict[str, Finding]:
 
 
 def test_a_full_study_has_every_figure_and_misses_nothing(full: dict[str, pa.Table], tmp_path: Path) -> None:
-    page = build_report(write_study(tmp_path / "study", full)).read_text()
+    page = build_report(write_study(tmp_path / "study", with_outcome(full))).read_text()
     plots = drawn(page)
     assert set(FIGURES) <= set(plots)
     assert "Not there yet" not in page
