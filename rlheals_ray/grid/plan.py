@@ -20,6 +20,7 @@ from rlheals_ray.grid.resources import (
 )
 from rlheals_ray.grid.units import StudyUnits, edit_name
 from rlheals_ray.lineage import trunks
+from rlheals_ray.models.architecture import base_bytes
 from rlheals_ray.storage import StudyFiles
 
 NANO_CHECKPOINT_BYTES = 540_000
@@ -114,9 +115,5 @@ def _bytes(study: Study) -> str:
     seeds = len(study.seeds)
     kept = len([b for b in study.rl.budgets if b])
     checkpoints = 1 + seeds * (len(study.sft.steps) + len(study.rl.from_steps) * kept) + len(_edits(study))
-    size = NANO_CHECKPOINT_BYTES if study.base.model == "nano" else _directory_bytes(study.base.model)
+    size = NANO_CHECKPOINT_BYTES if study.base.model == "nano" else base_bytes(study.base.model)
     return f"to be stored: {checkpoints} checkpoints of {size / 2**20:.1f} MiB = {checkpoints * size / 2**20:.0f} MiB"
-
-
-def _directory_bytes(directory: str) -> int:
-    return sum(entry.stat().st_size for entry in os.scandir(os.path.expanduser(directory)) if entry.is_file())
