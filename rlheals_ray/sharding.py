@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from rlheals_ray.config import Sharding
+from rlheals_ray.config import InputError, Sharding
 
 ACCELERATE_VARIABLES = ("ACCELERATE_", "FSDP_")
 """Prefixes of the environment variables by which accelerate and transformers talk to themselves."""
@@ -74,14 +74,41 @@ def _gloo_as_if_gpus(
     return "gloo", DistributedType.MULTI_GPU
 
 
-def trainer_arguments(sharding: Sharding, model: nn.Module) -> dict[str, Any]:
-    """Arguments of SFTConfig or GRPOConfig that train `model` in this mode; after `prepare_process`."""
+def check_offload(sharding: Sharding, *, has_gpu: bool) -> None:
+    """Raises InputError where `sft.offload` has nothing to offload from."""
+    if sharding not in ("fsdp2", "zero2", "zero3"):
+        raise InputError(
+            f"sft.offload (got true): sharding {sharding!r} divides nothing that could be kept in the CPU's memory; "
+            "use sft.sharding=fsdp2, zero2 or zero3, or sft.offload=false."
+        )
+    if not has_gpu:
+        raise InputError(
+            "sft.offload (got true): it moves parameters and optimiser state from GPUs to the CPU's memory, and the "
+            "workers have no GPU; use sft.offload=false."
+        )
+
+
+def trainer_arguments(
+    sharding: Sharding, model: nn.Module, *, offload: bool = False, precision: str = "float32"
+) -> dict[str, Any]:
+    """Arguments of SFTConfig or GRPOConfig that train `model` in this mode; after `prepare_process`.
+
+    offload: keep what is divided in the CPU's memory (untested: no GPU was at hand); raises InputError without
+    a GPU. precision: of passes in modes zero2 and zero3, where DeepSpeed overrides an autocast around it.
+    """
     mode = effective(sharding)
+    if offload:
+        check_offload(sharding, has_gpu=torch.cuda.is_available())
     if mode == "ddp":
         return {"use_cpu": not torch.cuda.is_available()}
     if mode == "fsdp2":
-        return {"use_cpu": False, "fsdp": True, "fsdp_config": _fsdp_config(model)}
-    return {"use_cpu": False, "deepspeed": deepspeed_config(mode, model) | _BY_TRAINER}
+        offloaded = {"cpu_offload": True} if offload else {}
+        return {"use_cpu": False, "fsdp": True, "fsdp_config": _fsdp_config(model) | offloaded}
+    autocast = {"torch_autocast": {"enabled": precision == "bfloat16", "dtype": "bfloat16"}}
+    return {
+        "use_cpu": False,
+        "deepspeed": deepspeed_config(mode, model, offload=offload) | _BY_TRAINER | autocast,
+    }
 
 
 def _fsdp_config(model: nn.Module) -> dict[str, Any]:
@@ -108,7 +135,7 @@ def _hidden_size(model: nn.Module) -> int:
     return int(model.config.get_text_config().hidden_size)  # type: ignore[operator, union-attr]
 
 
-def deepspeed_config(sharding: Sharding, model: nn.Module) -> dict[str, Any]:
+def deepspeed_config(sharding: Sharding, model: nn.Module, *, offload: bool = False) -> dict[str, Any]:
     """The parts of a DeepSpeed configuration that follow from mode and model; float32 throughout."""
     stage = {"zero2": 2, "zero3": 3}[sharding]
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": torch.cuda.is_available()}
@@ -120,6 +147,10 @@ def deepspeed_config(sharding: Sharding, model: nn.Module) -> dict[str, Any]:
             "stage3_max_reuse_distance": 0,
             "stage3_gather_16bit_weights_on_model_save": True,
         }
+    if offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+        if stage == 3:
+            zero["offload_param"] = {"device": "cpu", "pin_memory": True}
     return {
         "zero_optimization": zero,
         # torch's AdamW: DeepSpeed's own is compiled at first use, and is not the one of the other modes.
@@ -132,3 +163,14 @@ def wrapped_name(module: object) -> str:
     """What a model is wrapped in, for tables: DistributedDataParallel, or DeepSpeedEngine (ZeRO-3)."""
     name, stage = type(module).__name__, getattr(module, "zero_optimization_stage", None)
     return f"{name} (ZeRO-{stage()})" if callable(stage) else name
+
+
+def held_bytes(module: nn.Module) -> int:
+    """Bytes of the parameters' storage on this worker, each storage once; between updates, not during a pass."""
+    storages: dict[int, int] = {}
+    for parameter in module.parameters():
+        local: torch.Tensor = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+        # Under ZeRO-3 a parameter that is divided is empty, and this worker's part of it stands beside it.
+        local = getattr(parameter, "ds_tensor", local) if local.numel() == 0 else local
+        storages[local.data_ptr()] = local.numel() * local.element_size()
+    return sum(storages.values())

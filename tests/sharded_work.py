@@ -58,7 +58,7 @@ class Trained:
 def train(sharding: str, directory: Path, rank: int = 0, workers: int = 1, **options: Any) -> Trained:
     """Some steps, keeping the state at `KEPT`; then the steps after that once more, from the state."""
     from rlheals_ray.rl.sharded_policy import ShardedPolicy
-    from rlheals_ray.sharding import prepare_process
+    from rlheals_ray.sharding import held_bytes, prepare_process
 
     micro_batches = options.pop("micro_batches", 1)
     settings = {"learning_rate": 1e-2, "max_grad_norm": 0.5, **options}
@@ -108,16 +108,6 @@ def update(policy: Any, mine: torch.Tensor, micro_batches: int) -> float:
     with torch.no_grad():
         policy.module(input_ids=mine)
     return norm
-
-
-def held_bytes(module: torch.nn.Module) -> int:
-    """Bytes of the parameters' storage on this worker, each storage once."""
-    storages: dict[int, int] = {}
-    for parameter in module.parameters():
-        local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
-        local = getattr(parameter, "ds_tensor", local) if local.numel() == 0 else local
-        storages[local.data_ptr()] = local.numel() * local.element_size()
-    return sum(storages.values())
 
 
 def _first_moments(directory: Path) -> dict[str, torch.Tensor]:
