@@ -241,6 +241,16 @@ def zero_line(figure: go.Figure, index: int) -> None:
     )
 
 
+def difference_axis(figure: go.Figure, index: int, rows: Iterable[Marks]) -> None:
+    """A vertical axis of differences around 0 that holds all intervals and never shows less than ±.1."""
+    bounds = [v for marks in rows for side in (marks.y, marks.low, marks.high) for v in side if v is not None]
+    low, high = min([-0.1, *bounds]), max([0.1, *bounds])
+    air = 0.06 * (high - low)
+    figure.update_layout(
+        {f"yaxis{axis(index)}": {"tickformat": "+.2f", "nticks": 8, "range": [low - air, high + air]}}
+    )
+
+
 def side_by_side(count: int, width: float = 0.66, most: float = 0.3) -> list[float]:
     """Offsets of `count` series around one tick of an axis of even steps, so that their intervals do not cover.
 

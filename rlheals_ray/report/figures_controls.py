@@ -18,6 +18,7 @@ from rlheals_ray.report.figures import (
     Marks,
     accuracy_axis,
     axis,
+    difference_axis,
     even_steps,
     interval_marks,
     panels,
@@ -103,6 +104,7 @@ def _plot(rule: str, rows: Sequence[Row], scores: pa.Table, accuracies: Accuraci
     for name, series in means.items():
         _accuracy(figure, name, series, {step: at[step] + offsets[name] for step in steps})
     zero_line(figure, 1)
+    drawn = []
     for name, offset in zip(names, side_by_side(len(names)), strict=True):
         mine = [row for row in rows if row["control"] == name]
         marks = Marks(
@@ -114,7 +116,8 @@ def _plot(rule: str, rows: Sequence[Row], scores: pa.Table, accuracies: Accuraci
         )
         unclear = [row["verdict"] not in ("better", "worse") for row in mine]
         interval_marks(figure, 1, marks, STYLE[name][1], STYLE[name][2], unclear)
-    figure.update_layout(yaxis2={"tickformat": "+.1f"})
+        drawn.append(marks)
+    difference_axis(figure, 1, drawn)
     return figure
 
 

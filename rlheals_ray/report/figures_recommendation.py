@@ -62,11 +62,14 @@ def trade_off(rows: Sequence[Row]) -> Figure | None:
         _chosen(figure, chosen)
         keys.append(Key(f"recommended: {place_words(chosen)}", GREY, "none", "ring"))
     figure.update_layout(xaxis={**TICKS, "showgrid": True}, yaxis=TICKS)
+    which = "no cell is there, so none is recommended"
+    if chosen:
+        which = "the recommended one is the highest of them on the half of the problems that chooses"
     caption = (
-        "<b>Look at</b> the cells right of the ID floor (filled): the recommended one is the highest of them on the "
-        "half of the problems that chooses; drawn are accuracies on the other half, so that being chosen does not "
-        "flatter. Cells below the floor are hollow. Bars at the recommended cell: 95 % over problems."
+        f"<b>Look at</b> the cells right of the ID floor (filled): {which}. Drawn are accuracies on the other half, so "
+        "that being chosen does not flatter. Cells below the floor are hollow."
     )
+    caption += " Bars at the recommended cell: 95 % over problems." if chosen else ""
     return Figure("trade-off", "What each place to stop gives", figure, caption, keys)
 
 

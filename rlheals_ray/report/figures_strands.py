@@ -14,6 +14,7 @@ from rlheals_ray.report.figures import (
     Key,
     Marks,
     accuracy_axis,
+    difference_axis,
     even_steps,
     interval_marks,
     panels,
@@ -67,6 +68,7 @@ def healing_by_start(strands: Sequence[Strand], what: str) -> Figure | None:
     even_steps(figure, 0, steps)
     figure.update_layout(xaxis_title_text="SFT steps before RL (evenly spaced)")
     at = {step: position for position, step in enumerate(steps)}
+    series = []
     for (one, rows), offset in zip(largest_cells, side_by_side(len(strands)), strict=True):
         marks = Marks(
             [at[row["sft_step"]] + offset for row in rows],
@@ -83,8 +85,9 @@ def healing_by_start(strands: Sequence[Strand], what: str) -> Figure | None:
         interval_marks(
             figure, 0, marks, one.colour, one.symbol, [row["verdict"] == "unclear" for row in rows]
         )
+        series.append(marks)
     zero_line(figure, 0)
-    figure.update_layout(yaxis={"tickformat": "+.1f"})
+    difference_axis(figure, 0, series)
     budgets = "; ".join(
         f"{escape(one.name)} {max((row['rl_step'] for row in rows), default=0)}"
         for one, rows in largest_cells
@@ -99,10 +102,10 @@ def healing_by_start(strands: Sequence[Strand], what: str) -> Figure | None:
 
 
 def edge_ranges(strands: Sequence[Strand], what: str) -> Figure | None:
-    """Each strand's window of healing SFT steps, and the intervals of its two edges; None where nothing heals."""
+    """Each strand's window of healing SFT steps, and the intervals of its two edges; None without any edge."""
     drawn = [(one, {row["edge"]: row for row in largest(one.edges)}) for one in strands]
-    drawn = [(one, pair) for one, pair in drawn if any(row["step"] is not None for row in pair.values())]
-    if not drawn:
+    drawn = [(one, pair) for one, pair in drawn if pair]
+    if not any(row["step"] is not None for _, pair in drawn for row in pair.values()):
         return None
     names = ("step", "next_step", "step_low", "step_high")
     known = {row[n] for _, pair in drawn for row in pair.values() for n in names if row[n] is not None}
@@ -112,6 +115,8 @@ def edge_ranges(strands: Sequence[Strand], what: str) -> Figure | None:
     even_steps(figure, 0, steps)
     for line, (one, pair) in enumerate(drawn):
         ends = [row for edge in ("lower", "upper") if (row := pair.get(edge)) and row["step"] is not None]
+        if not ends:
+            figure.add_annotation(x=(len(steps) - 1) / 2, y=line, text="nothing heals", showarrow=False)
         figure.add_trace(
             go.Scatter(
                 x=[at[row["step"]] for row in ends],

@@ -67,6 +67,10 @@ def recipes_sections(tables: Tables) -> list[Section]:
         return []
     what = "recipe" if len({one.variant.recipe for one in every}) > 1 else "algorithm"
     section = Section("recipes", f"Which {what} moves the boundary?")
+    section.lead.append(
+        f"Controls, losses, weights, edits and hidden states on this page are of {every[0].name}, the {what} with "
+        "most cells; the map has one figure for each."
+    )
     section.add(along_sft(every, what), "no SFT checkpoint has been probed.")
     section.add(healing_by_start(every, what), "the boundary table (boundary.parquet) holds no cells.")
     section.add(edge_ranges(every, what), "no edge of the boundary was found (edges.parquet).")
