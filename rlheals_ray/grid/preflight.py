@@ -7,7 +7,14 @@ import os
 from pathlib import Path
 
 from rlheals_ray.config import InputError, Study, TrackingSettings
-from rlheals_ray.grid.preflight_base import check_base, check_trunk, positions, ranks, token_counter
+from rlheals_ray.grid.preflight_base import (
+    check_base,
+    check_trunk,
+    check_weights,
+    positions,
+    ranks,
+    token_counter,
+)
 from rlheals_ray.storage import StudyFiles
 from rlheals_ray.tasks import Rule, Task, get_task
 
@@ -23,6 +30,7 @@ def preflight(study: Study) -> StudyFiles:
     _check_problems(study, task)
     _check_directions(study)
     _check_context(study, task)
+    check_weights(study)
     check_tracking(study.tracking)
     files = StudyFiles.at(study.storage, study.name)
     files.check_writable()

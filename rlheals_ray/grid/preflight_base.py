@@ -60,6 +60,37 @@ def check_base(study: Study) -> None:
         language_tensors(Checkpoint(directory), directory)
 
 
+def check_weights(study: Study) -> None:
+    """Raises InputError for a base.model whose weights are not whole, by their headers, or of a kind that transformers
+    knows no causal language model for. After the checks of config.json and tokenizer, which say more where they fail.
+    """
+    directory = directory_of(study.base.model)
+    if directory is None:
+        return
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    from rlheals_ray.models.checkpoint import Checkpoint
+    from rlheals_ray.models.mllama import is_mllama
+
+    try:
+        Checkpoint(directory).check()
+    except InputError as error:
+        raise InputError(f"base.model (got {study.base.model!r}): {error}") from None
+    if is_mllama(directory):
+        return
+    try:
+        known = type(AutoConfig.from_pretrained(str(directory))) in MODEL_FOR_CAUSAL_LM_MAPPING
+    except (OSError, ValueError, KeyError):  # also a model that brings code of its own, which is never run
+        known = False
+    if not known:
+        kind = stored_configuration(directory).get("model_type")
+        raise InputError(
+            f"base.model (got {study.base.model!r}): transformers knows no causal language model for its model_type "
+            f"{kind!r}, without code of the model's own; give a model such as Llama, Qwen2 or Qwen3."
+        )
+
+
 def token_counter(study: Study) -> Callable[[str], int]:
     """How many tokens a turn has, template included. Raises InputError for a tokenizer without a template."""
     if study.base.model == NANO:
