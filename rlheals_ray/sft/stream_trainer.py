@@ -30,7 +30,7 @@ class StreamTrainer(SFTTrainer):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         args: SFTConfig,
         *,
         examples: Examples,
@@ -64,7 +64,10 @@ class StreamTrainer(SFTTrainer):
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> LambdaLR:
         if self.lr_scheduler is None:
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self._schedule.factor)
+            self.lr_scheduler = LambdaLR(
+                optimizer or self.optimizer,  # type: ignore[arg-type]
+                self._schedule.factor,
+            )
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
