@@ -85,7 +85,10 @@ def train_run(study: Study, files: StudyFiles, run: SFTRun, examples: Examples, 
     report({"step": resume.update, "of": run.updates, "note": resume.note or str(run.schedule)})
     try:
         recipe = make_recipe(
-            run.recipe, RecipeContext(study, start, examples, run.first_position, run.seed, rank, workers)
+            run.recipe,
+            RecipeContext(
+                study, files, start, examples, run.first_position, run.updates, run.seed, rank, workers
+            ),
         )
         trainer = _trainer(study, files, run, examples, report, recipe, resume, rank, workers)
         trainer.train(resume_from_checkpoint=resume.directory)

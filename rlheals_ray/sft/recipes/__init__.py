@@ -17,6 +17,7 @@ from torch import nn
 
 from rlheals_ray.config import Study
 from rlheals_ray.sft.data import Example
+from rlheals_ray.storage import StudyFiles
 
 if TYPE_CHECKING:
     from rlheals_ray.sft.data import Examples
@@ -27,11 +28,13 @@ class RecipeContext:
     """What a recipe is made from, on every worker, before the model is built."""
 
     study: Study
+    files: StudyFiles
     start: Path
     """The Hugging Face directory that the run starts from."""
     examples: Examples
     first_position: int
     """Of the run's first example in the stream of `examples`."""
+    updates: int
     seed: int
     rank: int
     workers: int
@@ -39,6 +42,9 @@ class RecipeContext:
 
 class Recipe(Protocol):
     """How the run differs from plain SFT; `recipes.plain.Plain` does nothing, and may be inherited from."""
+
+    per_sequence: bool
+    """Whether the loss of an update is divided by the number of its examples, not of their response tokens."""
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model to be trained, made from the one read from `start`: float32, on the CPU, not yet divided."""
@@ -48,7 +54,7 @@ class Recipe(Protocol):
         """Weights of one micro-batch's examples in the loss, or None: all 1.
 
         The loss of an update is Σ_examples weight · Σ_tokens −log p, divided by the number of response tokens
-        of the whole batch over all workers.
+        of the whole batch over all workers, or with `per_sequence` by the number of its examples.
         """
         ...
 

@@ -16,6 +16,8 @@ from rlheals_ray.sft.recipes import RecipeContext
 class Plain:
     """Full fine-tuning; see `recipes.Recipe`."""
 
+    per_sequence = False
+
     def __init__(self, context: RecipeContext) -> None:
         self.context = context
 
