@@ -17,6 +17,7 @@ from rlheals_ray.grid.progress import StageProgress
 from rlheals_ray.grid.session import Session
 from rlheals_ray.grid.spectra import FACTORS
 from rlheals_ray.grid.units import Probe, edit_group
+from rlheals_ray.lineage import BASE
 from rlheals_ray.storage import StudyFiles, Unit
 
 if TYPE_CHECKING:
@@ -87,7 +88,9 @@ def _edit(
     directory = session.files.checkpoint(recipient)
     layers = None
     if variant.blocks != 1:
-        places = [place for name in Checkpoint(directory).names() if (place := locate(name))]
+        # The base has the same layers, and is there even where the recipient was removed (retention.py).
+        base = Checkpoint(session.files.checkpoint(BASE))
+        places = [place for name in base.names() if (place := locate(name))]
         layers = variant.layers(1 + max(layer for layer, _ in places if layer is not None))
     return Edit(
         donor_directory=str(session.files.checkpoint(donor)),

@@ -37,7 +37,7 @@ def hidden_stage(session: Session) -> None:
     if session.study.hidden is None:
         return
     files, wanted = session.files, _existing(session)
-    pending = [probe for probe in wanted if not _is_collected(session, probe)]
+    pending = [probe for probe in wanted if not states_are_collected(session, probe)]
     if pending:
         session.connect()
         _collect(session, wanted, pending, _asked(session))
@@ -47,8 +47,8 @@ def hidden_stage(session: Session) -> None:
     files.begin(unit)
     session.connect()
     places = Places(
-        [probe for probe in wanted if _is_collected(session, probe)],
-        [_file(session, probe.checkpoint) for probe in wanted if _is_collected(session, probe)],
+        [probe for probe in wanted if states_are_collected(session, probe)],
+        [_file(session, probe.checkpoint) for probe in wanted if states_are_collected(session, probe)],
         _peaks(session),
     )
     for name, table in hidden_tables(session.study, places, _asked(session)).items():
@@ -61,7 +61,9 @@ def hidden_unit(session: Session) -> Unit | None:
     if session.study.hidden is None:
         return None
     collected = [
-        session.units.hidden_states(probe) for probe in _existing(session) if _is_collected(session, probe)
+        session.units.hidden_states(probe)
+        for probe in _existing(session)
+        if states_are_collected(session, probe)
     ]
     return session.units.hidden(collected, _peaks(session)) if collected else None
 
@@ -79,7 +81,8 @@ def _file(session: Session, checkpoint: str) -> Path:
     return session.files.root / HIDDEN / f"{checkpoint}.safetensors"
 
 
-def _is_collected(session: Session, probe: Probe) -> bool:
+def states_are_collected(session: Session, probe: Probe) -> bool:
+    """Whether the checkpoint's hidden states are there, collected as the study wants them."""
     # The file's own fingerprint is its marker: one write, nothing to disagree with.
     return fingerprint_of(_file(session, probe.checkpoint)) == session.units.hidden_states(probe).fingerprint
 

@@ -78,6 +78,14 @@ def _compare(session: Session, pending: Mapping[Trunk, Unit], recipe: str) -> No
         files.mark_done(unit)
 
 
+def compared_checkpoints(session: Session, trunk: Trunk) -> list[str]:
+    """The names of all checkpoints that the trunk's comparisons read."""
+    study, last = session.study, session.study.rl.budgets[-1]
+    steps = {peak_step(session, trunk), study.sft.steps[-1], *study.rl.from_steps}
+    ends = [branch.checkpoint(last) for branch in finished_branches(session, trunk)]
+    return [BASE, *(trunk.checkpoint(step) for step in sorted(steps)), *ends]
+
+
 @contextmanager
 def _shown(name: str, total: int) -> Iterator[Callable[[int], None]]:
     progress = StageProgress(name, total, "matrices")

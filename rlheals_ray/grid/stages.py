@@ -12,10 +12,11 @@ import ray
 from rlheals_ray import tables
 from rlheals_ray.config import Study, TaskSettings
 from rlheals_ray.evaluation.probe import probe_problems
+from rlheals_ray.grid.branch_states import due_probes, forget_failure
 from rlheals_ray.grid.probes import probe_all, side_by_side
 from rlheals_ray.grid.progress import StageProgress
 from rlheals_ray.grid.session import Session
-from rlheals_ray.lineage import BASE, Trunk, branches, trunks
+from rlheals_ray.lineage import BASE, Trunk, branches, controls, trunks
 from rlheals_ray.storage import StudyFiles, Unit
 from rlheals_ray.tasks import Problem
 from rlheals_ray.training import Work, WorkFailed
@@ -55,6 +56,7 @@ def sft_stage(session: Session) -> None:
         # From the main thread, see Session.connect; and both at once: the engines start while SFT runs.
         # (Not already beside the base's training: sharing two cores slowed that more than it saved.)
         session.training, session.pool  # noqa: B018
+        _prepare(session, pending)
         progress = StageProgress("sft", study.sft.steps[-1] * len(every), "updates")
         progress.skip(study.sft.steps[-1] * (len(every) - len(pending)))
         side_by_side(lambda trunk: _trunk(session, trunk, progress), pending, len(pending))
@@ -66,17 +68,46 @@ def sft_stage(session: Session) -> None:
     _finish_losses(session, losses)
 
 
+def _prepare(session: Session, pending: Sequence[Trunk]) -> None:
+    """What trunks read that is made once: the user's data, the factors whose turning is penalised."""
+    study, files = session.study, session.files
+    if study.sft.checkpoints is not None:
+        return
+    if study.sft.data is not None:
+        from rlheals_ray.sft.user_data import prepare
+
+        prepare(study, files, session.task_slots)
+    if any(trunk.recipe == "rotation" for trunk in pending):
+        from rlheals_ray.spectra.anchor_factors import prepare as prepare_factors
+
+        prepare_factors(study, files)
+
+
 def _trunk(session: Session, trunk: Trunk, progress: StageProgress) -> None:
     unit = session.units.trunk(trunk)
     _begin(session, unit, trunk.name)
     arguments = {"study": session.study, "files": session.files, "trunk": trunk, "unit": unit, "base": BASE}
     try:
+        if session.study.sft.checkpoints is not None:
+            ray.get(_take_over.remote(session.study, session.files, trunk, unit))
+            progress.advance(session.study.sft.steps[-1])
+            return
         for row in session.training.run(Work(unit.name, TRAIN_TRUNK, arguments)):
+            if "note" in row:
+                print(f"{trunk.label}: {row['note']}")
+                continue
             progress.advance(note=f"{trunk.label}: loss {row['loss']:.3f}")
     except WorkFailed as error:
         session.failures[unit.name] = str(error)
     except Exception:
         session.failures[unit.name] = traceback.format_exc()
+
+
+@ray.remote(num_cpus=1)
+def _take_over(study: Study, files: StudyFiles, trunk: Trunk, unit: Unit) -> None:
+    from rlheals_ray.sft.taken_over import take_over
+
+    take_over(study, files, trunk, unit)
 
 
 Losses = dict[tuple[Trunk, str], ray.ObjectRef]
@@ -124,19 +155,22 @@ def _score_losses(
 
 
 def rl_stage(session: Session) -> None:
-    """The branches of the trunks that are done, and the probes of their checkpoints, on Ray Tune."""
+    """The branches of the trunks that are done, their controls, and the probes of their checkpoints, on Ray Tune."""
     study, files, units = session.study, session.files, session.units
     updates = study.rl.budgets[-1]
-    open_branches = [branch for branch in branches(study) if files.is_done(units.trunk(branch.trunk))]
+    every = [*branches(study), *controls(study)]
+    open_branches = [branch for branch in every if files.is_done(units.trunk(branch.trunk))]
     progress = StageProgress("rl", updates * len(open_branches), "updates")
     pending = []
     for branch in open_branches:
         unit = units.branch(branch)
         if files.is_done(unit):
             progress.skip(updates)
+            if any(not files.is_done(probe.unit) for probe in due_probes(files, units, branch)):
+                pending.append(branch)
         else:
             _begin(session, unit, branch.name)
-        if not files.is_done(unit) or any(not files.is_done(p.unit) for p in units.branch_probes(branch)):
+            forget_failure(files, unit)
             pending.append(branch)
     if pending:
         from rlheals_ray.grid.sweep import sweep  # loads ray.tune: only where there is something to sweep
@@ -147,7 +181,8 @@ def rl_stage(session: Session) -> None:
 
 def evaluate_stage(session: Session) -> None:
     """The probes of every checkpoint of the map that exists; after the other stages there is nothing left."""
-    existing = [p for p in session.units.probes() if session.files.holds(p.checkpoint, p.made_by)]
+    every = [*session.units.probes(), *session.units.control_probes()]
+    existing = [probe for probe in every if session.files.holds(probe.checkpoint, probe.made_by)]
     probe_all(session, existing, "probe")
 
 

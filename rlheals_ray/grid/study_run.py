@@ -17,9 +17,11 @@ from rlheals_ray.config import Study, dump_study
 from rlheals_ray.evaluation.boundary import boundary_rows
 from rlheals_ray.evaluation.predictors import predictor_rows
 from rlheals_ray.grid.edits import edit_stage, planned_edits
+from rlheals_ray.grid.export import export_stage
 from rlheals_ray.grid.hidden import hidden_stage, hidden_unit
 from rlheals_ray.grid.peaks import clusters
 from rlheals_ray.grid.preflight import preflight
+from rlheals_ray.grid.retention import check_removed, retention_stage
 from rlheals_ray.grid.session import Session
 from rlheals_ray.grid.spectra import spectra_stage, spectra_units
 from rlheals_ray.grid.stages import base_stage, evaluate_stage, rl_stage, sft_stage
@@ -46,6 +48,7 @@ def run_study(study: Study, job: str = "grid", address: str | None = None) -> in
     """
     files = preflight(study)
     session = Session(study, files, address)
+    check_removed(session)
     session.check_resources()
     with files.lock():
         if STAGES[job] or not (files.root / "study.yaml").exists():
@@ -57,8 +60,11 @@ def run_study(study: Study, job: str = "grid", address: str | None = None) -> in
         finally:
             session.close()
         _run(session, tables_stage)
+        _run(session, export_stage)  # before the report, which names it
         files.add_timings(session.timings.seconds)  # before the report, which shows them
         _run(session, report_stage)
+        if job == "grid":
+            _run(session, retention_stage)
         _summary(session, _log_failures(session))
     return 1 if session.failures else 0
 

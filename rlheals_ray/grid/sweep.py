@@ -1,4 +1,4 @@
-"""The sweep: Ray Tune runs one trial per branch; RL budgets are read off along the trial.
+"""The sweep: Ray Tune runs one trial per branch or control; RL budgets are read off along the trial.
 
 A trial is a light process. It has its branch trained by a warm Ray Train worker group, passes every
 update on to Tune, and then probes the branch's checkpoints through the pool.
@@ -17,11 +17,15 @@ from ray.tune.logger import JsonLoggerCallback
 from rlheals_ray.config import Study
 from rlheals_ray.grid.progress import StageProgress
 from rlheals_ray.grid.tracking import trackers
-from rlheals_ray.grid.trial import branch_trial
+from rlheals_ray.grid.trial import branch_trial, failed_elsewhere
+from rlheals_ray.grid.units import StudyUnits
 from rlheals_ray.lineage import Branch
 from rlheals_ray.rollout.pool import Pool
 from rlheals_ray.storage import StudyFiles
 from rlheals_ray.training import Training
+
+MAX_TRIAL_LOSSES = 5
+"""How often a trial may lose its process."""
 
 
 def sweep(
@@ -32,7 +36,7 @@ def sweep(
     branches: Sequence[Branch],
     progress: StageProgress,
 ) -> dict[str, str]:
-    """Train and probe `branches`; returns the causes of those that failed, by unit name."""
+    """Train and probe `branches`, RL before controls; returns the causes of those that failed, by unit name."""
     # Tune writes a warning per trial about metrics that we do not use for scheduling.
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -40,11 +44,13 @@ def sweep(
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     # Its own loggers would write a second TensorBoard run per branch, and tables/rl.parquet once more as CSV.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    # Trials start in this order, and a control waits for its RL branch: that one must have a place already.
+    ordered = sorted(branches, key=lambda branch: branch.is_control)
     trial = tune.with_parameters(branch_trial, study=study, files=files, pool=pool, training=training)
     tuner = tune.Tuner(
         # Trials only wait for others: they must not compete with the workers and engines for CPUs.
         tune.with_resources(trial, {"CPU": 0.01}),
-        param_space={"branch": tune.grid_search([branch.plain() for branch in branches])},
+        param_space={"branch": tune.grid_search([branch.plain() for branch in ordered])},
         tune_config=tune.TuneConfig(
             # One trial more than groups: while one probes, the groups go on learning.
             max_concurrent_trials=len(training.groups) + 1,
@@ -55,7 +61,9 @@ def sweep(
             name="branches",
             storage_path=str(files.root / "tune"),
             verbose=0,
-            callbacks=[_Watch(progress), JsonLoggerCallback(), *trackers(study, files)],
+            # A trial's process or node that is lost is no failure of its branch: another trial joins what is under way.
+            failure_config=tune.FailureConfig(max_failures=MAX_TRIAL_LOSSES),
+            callbacks=[_Watch(progress, study, files), JsonLoggerCallback(), *trackers(study, files)],
         ),
     )
     failures = {}
@@ -72,8 +80,8 @@ def _trial_name(trial: Any) -> str:
 class _Watch(tune.Callback):
     """Shows the sweep's progress as trials report."""
 
-    def __init__(self, progress: StageProgress) -> None:
-        self._progress = progress
+    def __init__(self, progress: StageProgress, study: Study, files: StudyFiles) -> None:
+        self._progress, self._units, self._files = progress, StudyUnits(study), files
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks to restore them later; this one belongs to the running process.
@@ -83,5 +91,12 @@ class _Watch(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         branch = Branch.of(result["config"]["branch"])
-        note = f"{branch.label}: solved@1 {result.get('solved_at_1', 0):.2f}"
+        if branch.is_control:
+            note = f"{branch.label}: loss {result.get('policy_loss', 0):.3f}"
+        else:
+            note = f"{branch.label}: solved@1 {result.get('solved_at_1', 0):.2f}"
         self._progress.advance(result.get("updates", 0), note if result.get("updates") else "")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        # A control may be waiting for this branch.
+        failed_elsewhere(self._files, self._units.branch(Branch.of(trial.config["branch"])))

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import ray.train
 from ray.train.collective import broadcast_from_rank_zero
 
+from rlheals_ray.received import record_received
 from rlheals_ray.rl.branch import episode_requests
 from rlheals_ray.rl.compute import GENERATE
 from rlheals_ray.rl.spec import BranchSpec
@@ -29,7 +30,7 @@ from rlheals_ray.rollout.load import CheckpointLoad
 from rlheals_ray.sft.controls import finish_control, nearest_updates, tokens_of, train_control
 from rlheals_ray.sft.data import IGNORE, Example
 from rlheals_ray.storage import Unit, write_parquet
-from rlheals_ray.tasks import Problem, get_task
+from rlheals_ray.tasks import Problem, Task, get_task
 from rlheals_ray.training import Report
 
 UPDATES_AT_ONCE = 8
@@ -54,13 +55,11 @@ class SolvedSamples:
     pools: Sequence[Sequence[Example]]
     starts: Sequence[int]
     seed: tuple[int, ...]
+    task: Task
 
     @property
     def count(self) -> int:
         return len(self.pools[-1])
-
-    def problems(self, positions: Iterable[int]) -> Iterator[Problem]:
-        return (example.problem for example in self.stream(positions))
 
     def stream(self, positions: Iterable[int]) -> Iterator[Example]:
         orders: dict[tuple[int, int], np.ndarray] = {}
@@ -72,6 +71,10 @@ class SolvedSamples:
                 rng = np.random.default_rng((*self.seed, stretch, epoch))
                 orders = {(stretch, epoch): rng.permutation(len(pool))}
             yield pool[orders[stretch, epoch][place]]
+
+    def record(self, path: Path, positions: Iterable[int]) -> None:
+        """Leave the record of what a worker was given at `positions`."""
+        record_received(path, self.task, (e.problem for e in self.stream(positions) if e.problem))
 
 
 def train_rejection(spec: BranchSpec, targets: Mapping[int, int], report: Report) -> None:
@@ -106,10 +109,12 @@ def train_rejection(spec: BranchSpec, targets: Mapping[int, int], report: Report
             shutil.rmtree(kept, ignore_errors=True)
         return
     batch, publish, updates, trained = study.sft.batch_size, {}, 0, 0.0
-    examples = SolvedSamples([], [], (control.seed, control.sft_step))
+    examples = SolvedSamples([], [], (control.seed, control.sft_step), task)
     for budget in usable:
         pool = [example for update, example in solved if update <= budget]
-        examples = SolvedSamples([*examples.pools, pool], [*examples.starts, updates * batch], examples.seed)
+        examples = SolvedSamples(
+            [*examples.pools, pool], [*examples.starts, updates * batch], examples.seed, task
+        )
         updates, cost = nearest_updates(
             tokens_of(examples, batch), targets[budget], updates=updates, cost=generated[budget] + trained
         )

@@ -15,7 +15,6 @@ from rlheals_ray import tables
 from rlheals_ray.config import Study
 from rlheals_ray.lineage import Branch
 from rlheals_ray.models.chat import ChatFormat
-from rlheals_ray.received import record_received
 from rlheals_ray.sft.data import Examples, open_examples
 from rlheals_ray.sft.run import RunLog, SFTRun, train_run
 from rlheals_ray.sft.schedule import Schedule
@@ -78,7 +77,7 @@ def train_continued(
     task = get_task(study.task.name, **study.task.options)
     chat = ChatFormat.of(files.checkpoint(control.start))
     batch = study.sft.batch_size
-    examples, first = open_examples(study, task, chat, control.seed), control.sft_step * batch
+    examples, first = open_examples(study, files, task, chat, control.seed), control.sft_step * batch
     tokens, updates, cost, publish = tokens_of(examples, batch, first), 0, 0.0, {}
     for budget in sorted(targets):
         updates, cost = nearest_updates(tokens, targets[budget], updates=updates, cost=cost)
@@ -117,10 +116,8 @@ def train_control(
     log = train_run(study, files, run, examples, report)
     if not log.is_main:
         return
-    task = get_task(study.task.name, **study.task.options)
-    positions = range(first_position, first_position + updates * study.sft.batch_size)
-    given = (problem for problem in examples.problems(positions) if problem is not None)
-    record_received(files.received(unit), task, given)
+    last_position = first_position + updates * study.sft.batch_size
+    examples.record(files.received(unit), range(first_position, last_position))
     rows = control_rows(control, log, publish)
     files.write_part("rl", unit, tables.table("rl", rows))
     finish_control(files, unit, control_compute(log, publish, generated or {}), publish, cause)
