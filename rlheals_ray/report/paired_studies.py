@@ -15,7 +15,7 @@ from rlheals_ray.evaluation.statistics import (
     percentile_interval,
 )
 from rlheals_ray.report.paired import cluster_of
-from rlheals_ray.report.source import Source
+from rlheals_ray.report.source import Source, resolved
 from rlheals_ray.report.strands import Strand
 from rlheals_ray.report.words import interval, number
 
@@ -52,7 +52,8 @@ def why_not_paired(a: Source, b: Source) -> str:
         return "the settings of at least one study (study.yaml) are not known"
     if a.study.get("task") != b.study.get("task"):
         return "their tasks differ"
-    asked = [(dict(part) if isinstance(part := s.study.get("evaluation"), dict) else {}) for s in (a, b)]
+    settings = [resolved(source) or source.study for source in (a, b)]
+    asked = [(part if isinstance(part := each.get("evaluation"), dict) else {}) for each in settings]
     for name in ("problems", "seed"):
         if asked[0].get(name) != asked[1].get(name):
             return f"evaluation.{name} differs"

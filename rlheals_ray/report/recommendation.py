@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rlheals_ray.report.layout import Table
 from rlheals_ray.report.results import Row
+from rlheals_ray.report.source import Source
 from rlheals_ray.report.variants import Variant
 from rlheals_ray.report.words import Finding, interval, listed, number
 
@@ -102,23 +103,32 @@ def recommendation_findings(rows: Sequence[Row]) -> list[Finding]:
     return [Finding("recommendation", recommendation_words(rows), None)] if rows else []
 
 
-def serving(directory: Path | None, row: Row) -> tuple[str, str]:
+def serving(source: Source, row: Row) -> tuple[str, str]:
     """A sentence that says where the recommended checkpoint is, and the command that serves it, if it is there."""
+    directory = source.directory
     exported = directory / RECOMMENDED if directory else None
     if exported is not None and (exported / "config.json").exists():
         path = exported.resolve()
         return (
             f"Exported as a Hugging Face directory: {path} (checkpoint {row['checkpoint'] or 'not named'}).",
-            f"vllm serve {shlex.quote(str(path))}",
+            _serve(path, source),
         )
     where = f"The checkpoint is {row['checkpoint']}" if row["checkpoint"] else "The table names no checkpoint"
     kept = directory / "checkpoints" / row["checkpoint"] if directory and row["checkpoint"] else None
     if kept is not None and (kept / "config.json").exists():
         return (
             f"{where}; it has not been exported to {RECOMMENDED}/ yet.",
-            f"vllm serve {shlex.quote(str(kept.resolve()))}",
+            _serve(kept.resolve(), source),
         )
     return f"{where}; it is not among the files of this study now.", ""
+
+
+def _serve(path: Path, source: Source) -> str:
+    """In the precision of the study's own engines, so that it answers as it was probed."""
+    rollout = source.study.get("rollout")
+    dtype = rollout.get("dtype") if isinstance(rollout, dict) else None
+    precision = f" --dtype {shlex.quote(str(dtype))}" if dtype else ""
+    return f"vllm serve {shlex.quote(str(path))}{precision}"
 
 
 def runners_up(rows: Sequence[Row], folded: bool = True) -> Table | None:

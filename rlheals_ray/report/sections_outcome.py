@@ -26,7 +26,7 @@ def recommendation_section(source: Source) -> Section:
         return section
     section.lead.append(recommendation_words(rows))
     if chosen := chosen_row(rows):
-        where, section.command_first = serving(source.directory, chosen)
+        where, section.command_first = serving(source, chosen)
         section.lead.append(where)
     section.lead.append(
         "Accuracies are of the half of the probe problems that did not choose. It holds for this base, task and these "
@@ -73,7 +73,7 @@ def recipes_sections(tables: Tables) -> list[Section]:
     )
     section.add(along_sft(every, what), "no SFT checkpoint has been probed.")
     section.add(healing_by_start(every, what), "the boundary table (boundary.parquet) holds no cells.")
-    section.add(edge_ranges(every, what), "no edge of the boundary was found (edges.parquet).")
+    section.add(edge_ranges(every, what), "an edge of the boundary (edges.parquet).")
     named = [{**row, "name": one.name} for one in every for row in one.edges]
     if table := edge_table(named, folded=True):
         section.tables.append(table)

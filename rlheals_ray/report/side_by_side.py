@@ -17,7 +17,7 @@ from rlheals_ray.report.layout import Section, Table
 from rlheals_ray.report.page import render_page
 from rlheals_ray.report.paired_studies import paired_cells, paired_lines, why_not_paired
 from rlheals_ray.report.recommendation import recommendation_words, runners_up
-from rlheals_ray.report.source import Source, read_study
+from rlheals_ray.report.source import Source, read_study, resolved
 from rlheals_ray.report.strands import Strand, strands
 from rlheals_ray.report.unfinished import gaps, unfinished_findings, unfinished_table
 from rlheals_ray.report.words import Finding, listed
@@ -155,13 +155,23 @@ def _fields(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]
             for index, one in enumerate(value):
                 found += _fields(one, f"{name}.{index}.")
         else:
-            found.append((name, "null" if value is None else str(value)))
+            found.append((name, _text(value)))
     return found
+
+
+def _text(value: Any) -> str:
+    """As YAML writes it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"[{', '.join(_text(one) for one in value)}]" if isinstance(value, list | tuple) else str(value)
 
 
 def _settings(a: Source, b: Source) -> Section:
     section = Section("settings", "What differs in their settings")
-    told = [{key: value for key, value in source.study.items() if key not in UNTOLD} for source in (a, b)]
+    # Of studies of different versions, fields that one of them did not know yet are told only where they matter.
+    mine, theirs = resolved(a), resolved(b)
+    both = (mine, theirs) if mine and theirs else (a.study, b.study)
+    told = [{key: value for key, value in settings.items() if key not in UNTOLD} for settings in both]
     if not a.study or not b.study:
         section.missing.append("the settings (study.yaml) of both studies.")
         return section
@@ -193,7 +203,7 @@ def _map(both: Sequence[Strand], sources: Sequence[Source]) -> Section:
         "neither boundary table (boundary.parquet) holds cells.",
     )
     section.add(healing_by_start(both, "study"), "neither study has healing to compare.")
-    section.add(edge_ranges(both, "study"), "no edge of the boundary was found in either (edges.parquet).")
+    section.add(edge_ranges(both, "study"), "an edge of the boundary in either study (edges.parquet).")
     if table := edge_table([{**row, "name": one.name} for one in both for row in one.edges]):
         section.tables.append(table)
     for source, side in zip(sources, "AB", strict=True):

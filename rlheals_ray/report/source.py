@@ -12,8 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+from pydantic import ValidationError
 
-from rlheals_ray.config import InputError
+from rlheals_ray.config import InputError, Study, dump_study
 from rlheals_ray.report.results import conform
 from rlheals_ray.report.words import algorithm_name
 from rlheals_ray.tables import SCHEMAS
@@ -76,6 +77,15 @@ def read_study(directory: Path) -> Source:
     written = datetime.fromtimestamp(newest, UTC) if newest else None
     name = str(study.get("name") or directory.resolve().name)
     return Source(name, study, tables, unreadable, timings, _clusters(study), written, directory)
+
+
+def resolved(source: Source) -> dict[str, Any] | None:
+    """The study's settings with today's defaults for fields that it does not name; None where they are not valid."""
+    mine = {key: value for key, value in source.study.items() if key in Study.model_fields and key != "name"}
+    try:
+        return dump_study(Study.model_validate(mine)) if mine else None
+    except ValidationError:
+        return None
 
 
 def _clusters(study: Mapping[str, Any]) -> dict[str, str] | None:

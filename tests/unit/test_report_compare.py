@@ -10,7 +10,7 @@ import pytest
 from rlheals_ray.evaluation.statistics import cluster_sign_flip_p
 from rlheals_ray.report.command_compare import main
 from rlheals_ray.report.paired_studies import paired_cells, why_not_paired
-from rlheals_ray.report.side_by_side import differing
+from rlheals_ray.report.side_by_side import differing, render_comparison
 from rlheals_ray.report.source import read_study
 from rlheals_ray.report.strands import strands
 from tests.report_outcomes import two_recipes, with_outcome
@@ -74,8 +74,21 @@ def test_studies_that_have_only_begun_make_a_page_too(tmp_path: Path) -> None:
 
 def test_settings_are_compared_field_by_field() -> None:
     a = {"sft": {"recipe": "plain", "steps": [0, 4]}, "edits": [{"k": 8}], "seeds": [0]}
-    b = {"sft": {"recipe": "lora", "steps": [0, 4]}, "edits": [{"k": 8}, {"k": None}], "seeds": [0]}
-    assert differing(a, b) == [("sft.recipe", "plain", "lora"), ("edits.1.k", "–", "null")]
+    b = {
+        "sft": {"recipe": ["plain", "lora"], "steps": [0, 4]},
+        "edits": [{"k": 8}, {"k": None}],
+        "seeds": [0],
+    }
+    assert differing(a, b) == [("sft.recipe", "plain", "[plain, lora]"), ("edits.1.k", "–", "null")]
+
+
+def test_a_field_that_one_study_did_not_know_differs_only_where_its_default_would_change_it(
+    tmp_path: Path,
+) -> None:
+    a = write_study(tmp_path / "a", empty(), rl={"algorithm": "ppo", "episodes": 160})
+    b = write_study(tmp_path / "b", empty(), rl={"algorithm": "grpo"})
+    page = render_comparison(read_study(a), read_study(b))
+    assert "<td>rl.algorithm</td><td>ppo</td><td>grpo</td>" in page and "rl.episodes" not in page
 
 
 @pytest.mark.parametrize(

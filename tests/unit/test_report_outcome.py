@@ -92,8 +92,8 @@ def test_the_command_that_serves_it_names_files_that_are_there(
     if exported:
         (study / "recommended").mkdir(parents=True)
         (study / "recommended" / "config.json").write_text("{}")
-    section = part(full, "recommendation", study)
-    assert section.command_first == (f"vllm serve '{study}/recommended'" if exported else "")
+    section = part(full, "recommendation", study, rollout={"dtype": "bfloat16"})
+    assert section.command_first == (f"vllm serve '{study}/recommended' --dtype bfloat16" if exported else "")
     assert any("not among the files" in line for line in section.lead) is not exported
 
 
