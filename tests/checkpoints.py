@@ -87,11 +87,11 @@ def peak_memory_of_writing(out: str, like: str, result: Connection) -> None:
     # What is freed goes back to the system at once: what is measured is what is held, not the allocator's habits.
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is resident now
-    before = _status("VmRSS")
+    before = memory_status("VmRSS")
     write_checkpoint(out, edited(Checkpoint(like)), like)
-    result.send(_status("VmHWM") - before)
+    result.send(memory_status("VmHWM") - before)
 
 
-def _status(field: str) -> int:
+def memory_status(field: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))

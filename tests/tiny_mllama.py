@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
+import json
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import MllamaConfig, MllamaForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
+
+from rlheals_ray.models.mllama import language_config, llama_shapes, write_language_model
+from tests.checkpoints import M_MMAP_THRESHOLD, memory_status
 
 VOCABULARY, LAYERS, CROSSED = 48, 5, [1, 3]
 
@@ -63,3 +69,37 @@ def in_memory_name(name: str) -> str:
     if name == "language_model.lm_head.weight":
         return "lm_head.weight"
     return "model." + name.replace("language_model.model.", "language_model.")
+
+
+def blank_mllama(directory: Path, tiny: Path, *, layers: int, hidden: int) -> Path:
+    """Zeros in the published layout, of so many layers and such a width, configured like `tiny` else."""
+    directory.mkdir()
+    config = json.loads((tiny / "config.json").read_text())
+    config["text_config"] |= {
+        "num_hidden_layers": layers, "hidden_size": hidden, "intermediate_size": 4 * hidden,
+        "cross_attention_layers": [0],
+    }  # fmt: skip
+    (directory / "config.json").write_text(json.dumps(config))
+    shapes = llama_shapes(language_config(directory))
+    tensors = {published_name(name): torch.zeros(shape) for name, shape in shapes.items()}
+    save_file(tensors, directory / "model.safetensors")
+    return directory
+
+
+def published_name(name: str) -> str:
+    """The published name of a Llama's tensor, the layers after a first one that reads images."""
+    parts = name.split(".")
+    if parts[1] == "layers":
+        parts[2] = str(int(parts[2]) + 1)
+    return "language_model." + ".".join(parts)
+
+
+def peak_memory_of_converting(source: str, target: str, result: Connection) -> None:
+    """Sends by how many bytes the memory of this process peaked while it converted."""
+    torch.set_num_threads(1)
+    # What is freed goes back to the system at once, as in tests/checkpoints.py.
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory_status("VmRSS")
+    write_language_model(Path(source), Path(target))
+    result.send(memory_status("VmHWM") - before)

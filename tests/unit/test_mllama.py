@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,19 @@ from rlheals_ray.models.architecture import base_bytes, configuration, parameter
 from rlheals_ray.models.chat import ChatFormat
 from rlheals_ray.models.checkpoint import Checkpoint
 from rlheals_ray.models.mllama import write_language_model
-from tests.tiny_mllama import CROSSED, LAYERS, VOCABULARY, in_memory_name, renamed, tiny_mllama
+from tests.tiny_mllama import (
+    CROSSED,
+    LAYERS,
+    VOCABULARY,
+    blank_mllama,
+    in_memory_name,
+    peak_memory_of_converting,
+    renamed,
+    tiny_mllama,
+)
 from tests.toy_model import write_toy_model
+
+PROCESSES = multiprocessing.get_context("spawn")
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +73,21 @@ def test_it_has_the_logits_of_mllama_without_an_image(
         expected, got = model(input_ids=ids).logits, llama(input_ids=ids).logits
     assert expected.std() > 0.1, "the logits say something"
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+def test_a_configuration_of_the_published_form_means_the_same(
+    published: tuple[Path, MllamaForConditionalGeneration], tmp_path: Path
+) -> None:
+    """Llama-3.2's config.json has rope_theta and rope_scaling apart, and torch_dtype."""
+    older = renamed(published[0], tmp_path / "older", lambda name: name)
+    config = json.loads((older / "config.json").read_text())
+    rope = config["text_config"].pop("rope_parameters")
+    config["text_config"] |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
+    config["torch_dtype"] = config.pop("dtype")
+    (older / "config.json").write_text(json.dumps(config))
+    new, old = (mllama.language_config(directory).to_dict() for directory in (published[0], older))
+    assert new["rope_parameters"]["rope_type"] == "llama3"
+    assert old == new
 
 
 def test_nothing_of_the_images_is_left(
@@ -113,6 +140,27 @@ def test_its_size_is_known_without_loading_it(
     assert base_bytes(str(published[0])) == pytest.approx(
         (target / "model.safetensors").stat().st_size, rel=0.05
     )
+
+
+@pytest.mark.slow
+def test_it_holds_one_tensor_at_a_time(
+    published: tuple[Path, MllamaForConditionalGeneration], tmp_path: Path
+) -> None:
+    width, peaks = 768, {}
+    largest = 4 * 4 * width * width
+    for layers in (4, 12):
+        source = blank_mllama(tmp_path / f"from-{layers}", published[0], layers=layers, hidden=width)
+        (tmp_path / f"to-{layers}").mkdir()
+        here, there = PROCESSES.Pipe(duplex=False)
+        arguments = (str(source), str(tmp_path / f"to-{layers}"), there)
+        process = PROCESSES.Process(target=peak_memory_of_converting, args=arguments)
+        process.start()
+        assert here.poll(120)
+        peaks[layers] = here.recv() / largest
+        process.join()
+    print(f"peak memory in largest tensors, by the model's layers: {peaks}")
+    assert all(peak < 5 for peak in peaks.values()), peaks
+    assert abs(peaks[12] - peaks[4]) < 0.5, peaks
 
 
 def without(part: str) -> Callable[[str], str | None]:
