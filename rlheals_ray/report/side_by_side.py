@@ -31,6 +31,8 @@ NOTE = (
     "of them made the difference."
 )
 STATUS = {True: ("yes", "shown"), False: ("no", "not shown"), None: ("open", "note")}
+MISSING = "–"
+"""Of a field that a study does not have."""
 UNTOLD = ("name", "versions", "git_commit", "storage", "tracking", "keep")
 """Fields of study.yaml that say nothing about what was studied; versions are told apart."""
 
@@ -135,32 +137,31 @@ def _findings(
     return [*found, Finding("seeds", text, None)]
 
 
-def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def differing(a: Mapping[Any, Any], b: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, str, str]]:
     """(dotted field, value of A, value of B) of every field that differs, in the order of A's file."""
-    mine, theirs = dict(_fields(a)), dict(_fields(b))
-    return [
-        (name, mine.get(name, "–"), theirs.get(name, "–"))
-        for name in dict.fromkeys([*mine, *theirs])
-        if mine.get(name) != theirs.get(name)
-    ]
-
-
-def _fields(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            found += _fields(value, f"{name}.")
-        elif isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
-            for index, one in enumerate(value):
-                found += _fields(one, f"{name}.{index}.")
+    found: list[tuple[str, str, str]] = []
+    for key in dict.fromkeys([*a, *b]):
+        mine, theirs, name = a.get(key, MISSING), b.get(key, MISSING), f"{prefix}{key}"
+        if mine == theirs:
+            continue
+        if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
+            found += differing(mine, theirs, f"{name}.")
+        elif _is_parts(mine) and _is_parts(theirs):
+            found += differing(dict(enumerate(mine)), dict(enumerate(theirs)), f"{name}.")
         else:
-            found.append((name, _text(value)))
+            found.append((name, _text(mine), _text(theirs)))
     return found
 
 
+def _is_parts(value: Any) -> bool:
+    """Whether it is a list of settings, such as `edits`."""
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(one, Mapping) for one in value)
+
+
 def _text(value: Any) -> str:
-    """As YAML writes it."""
+    """As YAML writes it, on one line."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_text(one)}" for key, one in value.items())
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"[{', '.join(_text(one) for one in value)}]" if isinstance(value, list | tuple) else str(value)
@@ -175,13 +176,13 @@ def _settings(a: Source, b: Source) -> Section:
     if not a.study or not b.study:
         section.missing.append("the settings (study.yaml) of both studies.")
         return section
-    lines = differing(*told)
+    lines = differing(told[0], told[1])
     if lines:
         section.tables.append(Table("Only fields that differ", ("field", "A", "B"), lines, folded=False))
     else:
         section.lead.append("Nothing: all settings of the two studies are the same.")
     made = [{key: source.study.get(key) for key in ("git_commit", "versions")} for source in (a, b)]
-    if code := differing(*made):
+    if code := differing(made[0], made[1]):
         section.tables.append(Table("Code and versions that differ", ("what", "A", "B"), code))
     return section
 

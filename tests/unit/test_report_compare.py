@@ -79,7 +79,7 @@ def test_settings_are_compared_field_by_field() -> None:
         "edits": [{"k": 8}, {"k": None}],
         "seeds": [0],
     }
-    assert differing(a, b) == [("sft.recipe", "plain", "[plain, lora]"), ("edits.1.k", "–", "null")]
+    assert differing(a, b) == [("sft.recipe", "plain", "[plain, lora]"), ("edits.1", "–", "k: null")]
 
 
 def test_a_field_that_one_study_did_not_know_differs_only_where_its_default_would_change_it(
