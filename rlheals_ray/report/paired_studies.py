@@ -34,6 +34,8 @@ class Cell(NamedTuple):
     high: float
     p: float
     q: float
+    apart: bool
+    """Whether every seed of the one study lies above every seed of the other."""
 
     @property
     def difference(self) -> float:
@@ -41,7 +43,7 @@ class Cell(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        if self.q >= SIGNIFICANT or self.difference == 0:
+        if self.q >= SIGNIFICANT or self.difference == 0 or not self.apart:
             return "unclear"
         return "B higher" if self.difference > 0 else "A higher"
 
@@ -78,7 +80,7 @@ def paired_cells(a: Strand, b: Strand, clusters: Mapping[str, str] | None) -> li
 
     A problem counts with the share of a study's seeds that solved it at the first attempt; whole clusters of
     problems are resampled (interval) and their signs flipped (p); q: Benjamini-Hochberg within a rule. It says
-    what holds for these seeds, not for others.
+    what holds for these seeds, not for others; so a verdict needs all seeds of the one above all of the other, too.
     """
     found: list[Cell] = []
     for rule in ("ood", "id"):
@@ -102,11 +104,21 @@ def paired_cells(a: Strand, b: Strand, clusters: Mapping[str, str] | None) -> li
                     "low": low,
                     "high": high,
                     "p": cluster_sign_flip_p(change, labels),
+                    "apart": _apart(_by_seed(a, rule, place), _by_seed(b, rule, place)),
                 }
             )
         adjusted: npt.NDArray[np.float64] = benjamini_hochberg([row["p"] for row in rows])
         found += [Cell(**row, q=float(q)) for row, q in zip(rows, adjusted, strict=True)]
     return found
+
+
+def _by_seed(strand: Strand, rule: str, place: tuple[int, int]) -> list[float]:
+    found = (strand.accuracies.row(rule, seed, *place) for seed in strand.accuracies.seeds)
+    return [row["acc_1"] for row in found if row]
+
+
+def _apart(a: Sequence[float], b: Sequence[float]) -> bool:
+    return bool(a and b) and (max(a) < min(b) or max(b) < min(a))
 
 
 def _solved(strand: Strand, rule: str) -> dict[tuple[int, int], dict[str, float]]:

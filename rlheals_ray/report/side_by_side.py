@@ -234,12 +234,13 @@ def _paired(mine: Sequence[Strand], theirs: Sequence[Strand], a: Source, reason:
             section.lead.append(
                 f"{title}: of {len(cells)} places that both probed, "
                 f"{sum(cell.verdict == 'B higher' for cell in differ)} are higher in B and "
-                f"{sum(cell.verdict == 'A higher' for cell in differ)} in A (q < .05, Benjamini-Hochberg per rule)."
+                f"{sum(cell.verdict == 'A higher' for cell in differ)} in A."
             )
             section.tables.append(Table(title, heads, paired_lines(cells)))
     section.lines.append(
         "A problem counts with the share of a study’s seeds that solved it; whole clusters of problems are resampled. "
-        "This holds for these seeds: a difference may be one of seeds, not of settings."
+        "A verdict needs q < .05 (Benjamini-Hochberg per rule) and every seed of the one above every seed of the "
+        "other. With one or two seeds that says little: a difference may be one of seeds, not of settings."
     )
     return section
 

@@ -138,3 +138,16 @@ def test_paired_cells_average_each_studys_seeds_and_test_problem_by_problem() ->
     labels = [" ".join(sorted(problem.replace(":", "-").split("-"))) for problem in problems]
     assert clear.difference == pytest.approx(sum(change) / len(change))
     assert clear.p == pytest.approx(cluster_sign_flip_p(change, labels))
+
+
+def test_seeds_that_overlap_leave_a_difference_unclear_however_many_problems_say_it() -> None:
+    lucky = nano_like([0, 1])
+    rows = lucky["scores"].to_pylist()
+    high = {"rule": "ood", "sft_step": 400, "rl_step": 0, "seed": 1}
+    rows = [{**r, "acc_1": 0.95} if all(r[key] == value for key, value in high.items()) else r for r in rows]
+    (a,), (b,) = (
+        strands(empty() | lucky | {"scores": rows_of("scores", rows)}),
+        strands(empty() | opposite([0])),
+    )
+    cell = next(cell for cell in paired_cells(a, b, None) if cell[:3] == ("ood", 400, 0))
+    assert cell.q < 0.05 and cell.verdict == "unclear"
