@@ -15,6 +15,7 @@ from rlheals_ray.grid.preflight_base import (
     ranks,
     token_counter,
 )
+from rlheals_ray.grid.preflight_data import check_data
 from rlheals_ray.storage import StudyFiles
 from rlheals_ray.tasks import Rule, Task, get_task
 
@@ -30,6 +31,7 @@ def preflight(study: Study) -> StudyFiles:
     _check_problems(study, task)
     _check_directions(study)
     _check_context(study, task)
+    check_data(study, task)
     check_weights(study)
     check_tracking(study.tracking)
     files = StudyFiles.at(study.storage, study.name)
