@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -55,12 +55,11 @@ def prepared_directory(study: Study, files: StudyFiles) -> Path:
 
 
 def prepare(study: Study, files: StudyFiles, tasks: int = 2) -> None:
-    """Write the user's data as files that workers read from, by Ray Data; does nothing where that is done.
+    """Write the user's data as files that workers read from; does nothing where that is done.
 
-    Ray must be up. Raises InputError for wrong data, which a preflight has excluded unless they changed since.
+    By Ray Data where Ray is up, else in this process. Raises InputError for wrong data, which a preflight has
+    excluded unless they changed since.
     """
-    from rlheals_ray.sft.ordered import ordered
-
     settings = study.sft.data
     if settings is None:
         return
@@ -72,7 +71,7 @@ def prepare(study: Study, files: StudyFiles, tasks: int = 2) -> None:
             pa.Table.from_pylist([{"part": part, **asdict(piece)}])
             for part, piece in enumerate(pieces(settings))
         ]
-        made = ordered(blocks, _prepare_piece, tasks, settings=settings.model_dump(), directory=str(new))
+        made = _mapped(blocks, _prepare_piece, tasks, settings=settings.model_dump(), directory=str(new))
         parts = [row for block in made for row in block.to_pylist()]
         if wrong := next((row["wrong"] for row in parts if row["wrong"]), None):
             raise InputError(wrong)
@@ -183,11 +182,9 @@ class UserExamples:
             return
         import ray
 
-        from rlheals_ray.sft.ordered import ordered
-
         blocks = [pa.table({"row": rows[start : start + _BLOCK]}) for start in range(0, len(rows), _BLOCK)]
         chat = ray.put(self.chat)  # once, however many tasks
-        for block in ordered(blocks, _tokenise, _TASKS, prepared=self.rows, chat=[chat]) if blocks else ():
+        for block in _mapped(blocks, _tokenise, _TASKS, prepared=self.rows, chat=[chat]):
             columns = (block[name].to_pylist() for name in ("row", "input_ids", "answer"))
             for row, ids, answer in zip(*columns, strict=True):
                 labels = [token if learnt else IGNORE for token, learnt in zip(ids, answer, strict=True)]
@@ -250,6 +247,20 @@ def _chat(reference: Any) -> ChatFormat:
 
     found: ChatFormat = ray.get(reference)
     return found
+
+
+def _mapped(
+    blocks: Sequence[pa.Table], function: Callable[..., pa.Table], tasks: int, **arguments: Any
+) -> Iterator[pa.Table]:
+    """function(block, **arguments) of every block in order: by Ray Data where Ray is up, else here."""
+    if not blocks:
+        return
+    if not _ray_is_up():
+        yield from (function(block, **arguments) for block in blocks)
+        return
+    from rlheals_ray.sft.ordered import ordered
+
+    yield from ordered(blocks, function, tasks, **arguments)
 
 
 def _ray_is_up() -> bool:
