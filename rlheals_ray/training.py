@@ -20,6 +20,8 @@ from typing import Any
 
 import ray
 
+from rlheals_ray import placement
+
 MAX_FAILURES = 2
 """How often one work item may lose its worker group before it counts as failed."""
 
@@ -70,11 +72,18 @@ class WorkQueue:
         self._waiting: deque[str] = deque()
         self._at: dict[str, str] = {}
         self._incarnation: dict[str, str] = {}
+        self._node: dict[str, str] = {}
         self._arrived = asyncio.Condition()
         self._closed = False
 
     async def submit(self, work: Work) -> None:
+        """Have it done; work that is under way already is joined, and not done twice.
+
+        So whoever asked and died may ask again from another process.
+        """
         async with self._arrived:
+            if (item := self._items.get(work.key)) is not None and not item.finished:
+                return
             self._items[work.key] = _Item(work)
             self._waiting.append(work.key)
             self._arrived.notify_all()
@@ -85,14 +94,22 @@ class WorkQueue:
             self._closed = True
             self._arrived.notify_all()
 
-    async def take(self, group: str, incarnation: str) -> Work | None:
+    async def host(self, group: str) -> str | None:
+        """The node that holds the group's first worker, once that is up; None when the queue is closed."""
+        async with self._arrived:
+            await self._arrived.wait_for(lambda: group in self._node or self._closed)
+        return self._node.get(group)
+
+    async def take(self, group: str, incarnation: str, node: str) -> Work | None:
         """The group's next item; the one it was at, when it was restarted; None when the queue is closed.
 
+        `node` is that of the group's first worker.
         Every start of a group is an incarnation of it: a call that a dead one left waiting is let go,
         or it would swallow the next item.
         """
         async with self._arrived:
             self._incarnation[group] = incarnation
+            self._node[group] = node
             self._arrived.notify_all()
         if group in self._at:
             item = self._items[self._at[group]]
@@ -140,6 +157,8 @@ class Training:
 
     queue: ray.actor.ActorHandle
     groups: tuple[ray.ObjectRef, ...]
+    names: tuple[str, ...]
+    """Of the groups, as the queue knows them."""
 
     @classmethod
     def start(
@@ -160,12 +179,13 @@ class Training:
         for the others (untested: no GPU was at hand).
         """
         resources = {"CPU": cpus_per_worker} | ({"GPU": gpus_per_worker} if gpus_per_worker else {})
-        queue = ray.remote(WorkQueue).options(num_cpus=0, max_concurrency=1000).remote()
-        runs = tuple(
-            _run_group.remote(queue, f"{name}-{index}", workers, resources, threads, storage)
-            for index in range(groups)
-        )
-        return cls(queue, runs)
+        stays = placement.here()
+        options = {"num_cpus": 0, "max_concurrency": 1000, "scheduling_strategy": stays}
+        queue = ray.remote(WorkQueue).options(**options).remote()
+        names = tuple(f"{name}-{index}" for index in range(groups))
+        run = _run_group.options(scheduling_strategy=stays)
+        runs = tuple(run.remote(queue, group, workers, resources, threads, storage) for group in names)
+        return cls(queue, runs, names)
 
     def run(self, work: Work) -> Iterator[Mapping[str, Any]]:
         """Have one item done: yields its progress rows, returns at its end, raises WorkFailed."""
@@ -188,6 +208,11 @@ class Training:
             ray.get(ended)
         result: tuple[list[Mapping[str, Any]], bool, str | None] = ray.get(news)
         return result
+
+    def host(self, number: int) -> ray.ObjectRef:
+        """Resolves to the node of the worker group that team `number` of generators serves; see WorkQueue.host."""
+        reference: ray.ObjectRef = self.queue.host.remote(self.names[number % len(self.names)])
+        return reference
 
     def close(self) -> None:
         """End the groups once they are idle."""
@@ -248,9 +273,9 @@ def _work_until_closed(config: Mapping[str, Any]) -> None:
         if rank == 0:
             ray.get(queue.report.remote(group, dict(row)))
 
-    incarnation = uuid.uuid4().hex
+    incarnation, node = uuid.uuid4().hex, ray.get_runtime_context().get_node_id()
     while True:
-        work = ray.get(queue.take.remote(group, incarnation)) if rank == 0 else None
+        work = ray.get(queue.take.remote(group, incarnation, node)) if rank == 0 else None
         if workers > 1:
             work = broadcast_from_rank_zero(work)
         if work is None:

@@ -20,6 +20,7 @@ from rlheals_ray.grid.progress import Timings
 from rlheals_ray.grid.resources import Resources, check_cluster, check_local, resources_of
 from rlheals_ray.grid.units import StudyUnits
 from rlheals_ray.lineage import BASE
+from rlheals_ray.placement import is_spread
 from rlheals_ray.rollout.generator import GeneratorSettings
 from rlheals_ray.rollout.pool import Pool
 from rlheals_ray.storage import StudyFiles
@@ -87,7 +88,14 @@ class Session:
         architecture = self.files.root / "architecture"
         write_architecture(self.files.checkpoint(BASE), architecture)
         settings = GeneratorSettings(str(architecture), self.study.task, self.study.rollout)
-        return Pool.start(settings, threads=1, num_cpus=1)
+        return Pool.start(settings, threads=1, num_cpus=1, near=self._near())
+
+    def _near(self) -> Training | None:
+        """On several nodes, while there is something left to train: the worker groups, beside which engines start."""
+        if not is_spread():
+            return None
+        every = (*self.units.branches(), *self.units.controls())
+        return self.training if any(not self.files.is_done(unit) for _, unit in every) else None
 
     @cached_property
     def training(self) -> Training:

@@ -15,6 +15,7 @@ from pathlib import Path
 import ray
 
 from rlheals_ray.config import RolloutSettings, TaskSettings
+from rlheals_ray.placement import options_beside
 from rlheals_ray.rollout.engines import ENGINES, make_engine
 from rlheals_ray.rollout.episode import Episode, EpisodeRequest, Sampling, Weights, WrongWeights
 from rlheals_ray.rollout.load import Load
@@ -42,6 +43,8 @@ class Ready:
     engine: str
     process: str
     """See Progress.process."""
+    node: str = ""
+    """Ray's id of the node that it is on."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Generator:
 
     def ready(self) -> Ready:
         """Answers once the actor is up."""
-        return Ready(self._engine.name, self._progress.process)
+        return Ready(self._engine.name, self._progress.process, ray.get_runtime_context().get_node_id())
 
     @ray.method(concurrency_group="health")
     def progress(self) -> Progress:
@@ -132,8 +135,10 @@ def _since(before: Progress, now: Progress) -> Progress:
     )
 
 
-def start_generator(settings: GeneratorSettings, *, threads: int, num_cpus: float) -> ray.actor.ActorHandle:
-    """Start a generator actor; its `ready` answers when the engine is up.
+def start_generator(
+    settings: GeneratorSettings, *, threads: int, num_cpus: float, beside: str | None = None
+) -> ray.actor.ActorHandle:
+    """Start a generator actor, on node `beside` if that has room; its `ready` answers when the engine is up.
 
     Ray restarts it when its process dies; it comes back without weights, and refuses to answer.
     """
@@ -142,5 +147,6 @@ def start_generator(settings: GeneratorSettings, *, threads: int, num_cpus: floa
         num_cpus=num_cpus,
         max_restarts=settings.rollout.max_failures,
         runtime_env={"env_vars": environment},
+        **options_beside(beside),
     )
     return actor.remote(settings)

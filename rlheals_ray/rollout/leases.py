@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import ray
@@ -17,10 +18,12 @@ import ray
 from rlheals_ray.rollout.episode import Sampling, Weights
 from rlheals_ray.rollout.failures import Failure, Failures
 from rlheals_ray.rollout.generator import GeneratorSettings, start_generator
+from rlheals_ray.rollout.lending import Lending
 from rlheals_ray.rollout.load import Load
 from rlheals_ray.rollout.progress import Progress
 from rlheals_ray.rollout.shares import Shares
 from rlheals_ray.rollout.watched import Lost, WatchedGenerator
+from rlheals_ray.training import Training
 
 
 @dataclass
@@ -123,22 +126,26 @@ class _Lease:
 class Leases:
     """The actor's class; see Pool."""
 
-    def __init__(self, settings: GeneratorSettings, threads: int, num_cpus: float) -> None:
+    def __init__(
+        self, settings: GeneratorSettings, threads: int, num_cpus: float, near: Training | None = None
+    ) -> None:
+        """With `near`, each team starts beside the worker group that it serves."""
         rollout = settings.rollout
+        size = rollout.generators_per_branch
         self._failures = Failures(rollout.max_failures)
+
+        def start(node: str | None) -> ray.actor.ActorHandle:
+            return start_generator(settings, threads=threads, num_cpus=num_cpus, beside=node)
+
+        def host(number: int) -> Callable[[], Awaitable[str | None]] | None:
+            return None if near is None else lambda: near.host(number // size)
+
         self._generators = [
-            WatchedGenerator(
-                number,
-                lambda: start_generator(settings, threads=threads, num_cpus=num_cpus),
-                rollout,
-                self._failures,
-            )
+            WatchedGenerator(number, start, rollout, self._failures, host(number))
             for number in range(rollout.generators)
         ]
-        size = rollout.generators_per_branch
-        self._free: asyncio.Queue[list[WatchedGenerator]] = asyncio.Queue()
-        for first in range(0, rollout.generators, size):
-            self._free.put_nowait(self._generators[first : first + size])
+        teams = [self._generators[first : first + size] for first in range(0, rollout.generators, size)]
+        self._lending = Lending(teams, lambda team: [generator.node for generator in team])
 
     async def start(self) -> None:
         """Start every generator; returns at once."""
@@ -150,14 +157,22 @@ class Leases:
         await asyncio.gather(*(generator.up() for generator in self._generators))
 
     async def run(
-        self, load: Load, requests: list[ray.ObjectRef], count: int, sampling: Sampling, weights: Weights
+        self,
+        load: Load,
+        requests: list[ray.ObjectRef],
+        count: int,
+        sampling: Sampling,
+        weights: Weights,
+        near: str | None = None,
     ) -> Run:
         """Load and run on the next free team. `requests` holds one reference, to `count` requests.
+
+        Of several that are free, the one on node `near`.
 
         Raises PoolFailed, or at once what loading, the task or the engine raised.
         """
         self._failures.check()
-        team = await self._free.get()
+        team = await self._lending.take(near)
         try:
             lease = _Lease(load, requests[0], sampling, weights, Shares(count, len(team)))
             parts = await asyncio.gather(
@@ -178,7 +193,7 @@ class Leases:
                 lease.seconds_sync / size,
             )
         finally:
-            self._free.put_nowait(team)
+            self._lending.give_back(team)
 
     async def lost_episodes(self, cause: str) -> None:
         """Count episodes that were finished but lost on their way, with the node that held them."""

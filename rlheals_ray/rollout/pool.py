@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import ray
 from ray.exceptions import ObjectLostError, RayTaskError
 
+from rlheals_ray import placement
 from rlheals_ray.rollout.episode import Episode, EpisodeRequest, Rollout, Sampling, Weights
 from rlheals_ray.rollout.failures import Failure, PoolFailed
 from rlheals_ray.rollout.generator import GeneratorSettings
@@ -21,6 +22,7 @@ from rlheals_ray.rollout.leases import Leases, Run
 from rlheals_ray.rollout.load import Load
 from rlheals_ray.rollout.progress import Progress
 from rlheals_ray.rollout.shares import merge
+from rlheals_ray.training import Training
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,16 @@ class Pool:
     leases: ray.actor.ActorHandle
 
     @classmethod
-    def start(cls, settings: GeneratorSettings, *, threads: int, num_cpus: float) -> Pool:
+    def start(
+        cls, settings: GeneratorSettings, *, threads: int, num_cpus: float, near: Training | None = None
+    ) -> Pool:
         """Start every engine of the study; returns at once, `wait_ready` waits for them.
 
-        `threads` and `num_cpus` are those of one generator.
+        `threads` and `num_cpus` are those of one generator. With `near`, each team of generators waits until it
+        is known where its worker group is, and starts on that node if there is room.
         """
-        actor = ray.remote(Leases).options(num_cpus=0, max_concurrency=1000)
-        pool = cls(actor.remote(settings, threads, num_cpus))
+        options = {"num_cpus": 0, "max_concurrency": 1000, "scheduling_strategy": placement.here()}
+        pool = cls(ray.remote(Leases).options(**options).remote(settings, threads, num_cpus, near))
         pool.leases.start.remote()
         return pool
 
@@ -52,16 +57,19 @@ class Pool:
     ) -> Rollout:
         """One episode for each request, in their order, by exactly `weights`, from the next free team.
 
+        Of several free teams, one on the caller's own node.
+
         Raises ValueError when two requests have one id, PoolFailed when more generators were lost than
         `rollout.max_failures` allows, NotExactlyOnce should an episode be missing or double, and at once
         whatever loading, the task's judge or the engine raised: doing that again would not help.
         """
         if len({request.id for request in requests}) != len(requests):
             raise ValueError("two requests have the same id: equal problem and seed make equal episodes")
-        held = ray.put(list(requests))
+        held, here = ray.put(list(requests)), ray.get_runtime_context().get_node_id()
         while True:
             try:
-                run: Run = ray.get(self.leases.run.remote(load, [held], len(requests), sampling, weights))
+                asked = (load, [held], len(requests), sampling, weights, here)
+                run: Run = ray.get(self.leases.run.remote(*asked))
                 blocks: list[list[Episode]] = ray.get(run.blocks)
             except PoolFailed as error:
                 raise _plain(error) from None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +32,9 @@ from rlheals_ray.rollout.progress import Progress
 START_ATTEMPTS = 3
 """Starts in a row that may fail before the pool gives up: a fourth would hardly fare better."""
 
+HOST_SECONDS = 120.0
+"""How long the first start of an engine waits to be told where its learner is."""
+
 _DEAD = (RayActorError, NodeDiedError, OutOfMemoryError, WorkerCrashedError)
 
 
@@ -44,13 +47,18 @@ class WatchedGenerator:
     """A generator in the pool's hands."""
 
     number: int
-    start: Callable[[], ray.actor.ActorHandle]
+    start: Callable[[str | None], ray.actor.ActorHandle]
+    """Starts the actor beside a node, or anywhere."""
     settings: RolloutSettings
     failures: Failures
+    host: Callable[[], Awaitable[str | None]] | None = None
+    """Tells the node of the learner that it is to serve; None where any node will do."""
     handle: ray.actor.ActorHandle = None
     engine: str = ""
     process: str = ""
     """The process that was last seen; a restart shows by another."""
+    node: str = ""
+    """The node that it was last seen on."""
     is_up: asyncio.Event = field(default_factory=asyncio.Event)
     was_lost: bool = False
     """Not up because it was lost; False while it starts for the first time."""
@@ -171,7 +179,7 @@ class WatchedGenerator:
     async def _start_or_restart(self, first: bool) -> None:
         """Wait until a process other than the last one answers; start another actor when none does in time."""
         if first:
-            self.handle = self.start()
+            self.handle = self.start(await self._beside())
         for _ in range(START_ATTEMPTS):
             try:
                 ready = await asyncio.wait_for(self._answer(), self.settings.start_seconds)
@@ -183,18 +191,27 @@ class WatchedGenerator:
                     return
                 cause = f"did not start: {_line(error)}"
             else:
-                self.engine, self.process = ready.engine, ready.process
+                self.engine, self.process, self.node = ready.engine, ready.process, ready.node
                 self.was_lost = False
                 self.is_up.set()
                 return
             self.failures.add(self.number, cause)
             ray.kill(self.handle)
-            self.handle = self.start()
+            self.handle = self.start(await self._beside())
         self.failures.give_up(
             PoolFailed(
                 f"{self.failures.causes()}generator {self.number} failed to start {START_ATTEMPTS} times"
             )
         )
+
+    async def _beside(self) -> str | None:
+        """The node to start on, unless its learner keeps it waiting: an engine anywhere is better than none."""
+        if self.host is None:
+            return None
+        try:
+            return await asyncio.wait_for(self.host(), HOST_SECONDS)
+        except (TimeoutError, *_DEAD):
+            return None
 
     async def _answer(self) -> Ready:
         while True:

@@ -1,0 +1,33 @@
+"""Where actors and tasks go on a cluster of several nodes.
+
+What the study cannot go on without (queue, pool, the drivers of worker groups) stays on the driver's own node: the loss
+of any other node then costs what was at work there, and no more. Engines go beside the learner that they are to serve.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+
+def here() -> NodeAffinitySchedulingStrategy:
+    """On the caller's node, and nowhere else. Ray puts what asks for no CPU on any node."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def beside(node: str) -> NodeAffinitySchedulingStrategy:
+    """On that node if it lives and has room, else on any: nothing ever waits for a node."""
+    # Without the last argument Ray falls back from a dead node, but waits for ever for one that is full.
+    return NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True)
+
+
+def options_beside(node: str | None) -> dict[str, Any]:
+    """Options of an actor that is to be `beside` a node; none where no node is known."""
+    return {} if node is None else {"scheduling_strategy": beside(node)}
+
+
+def is_spread() -> bool:
+    """Whether the connected cluster has more than one node with CPUs."""
+    return sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes()) > 1
