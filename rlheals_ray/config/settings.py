@@ -35,6 +35,9 @@ class BaseSettings(Settings):
     seed: int = 0
     steps: PositiveInt = 1200
     """Updates that train the nano base; ignored for any other model."""
+    prompt: Literal["chat", "plain"] = "chat"
+    """chat: by the tokenizer's own template. plain: a prompt, a line break, the answer, the end-of-text token; for
+    models without a template. It becomes the template of every checkpoint of the study."""
 
 
 class EvaluationSettings(Settings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,11 @@ def check_base(study: Study) -> None:
                 f"base.model (got 'nano'): the nano model knows only the words of general_points' compact wording, "
                 f"not task {study.task.name!r} with wording {study.task.options.get('wording', 'paper')!r}; set "
                 "task.wording=compact or name another base.model."
+            )
+        if study.base.prompt != "chat":
+            raise InputError(
+                f"base.prompt (got {study.base.prompt!r}): the nano model knows its own turns alone; use "
+                "base.prompt=chat or name another base.model."
             )
         return
     if model == SMOLLM2:
@@ -95,8 +101,22 @@ def token_counter(study: Study) -> Callable[[str], int]:
     """How many tokens a turn has, template included. Raises InputError for a tokenizer without a template."""
     if study.base.model == NANO:
         return lambda text: len(text.split()) + 2  # one word, one token; and the turn's two marks
-    chat = _chat(study.base.model)
+    chat = _plain(study.base.model) if study.base.prompt == "plain" else _chat(study.base.model)
     return lambda text: len(chat.first_turn(text))
+
+
+def _plain(model: str) -> ChatFormat:
+    from rlheals_ray.models.chat import ChatFormat
+    from rlheals_ray.models.plain_prompt import plain_format, plain_template
+
+    directory = directory_of(model)
+    if directory is not None:
+        return plain_format(directory)
+    from rlheals_ray.models.smollm2 import tokenizer
+
+    words = copy.copy(tokenizer())
+    words.chat_template = plain_template(words)
+    return ChatFormat(words)
 
 
 def _chat(model: str) -> ChatFormat:

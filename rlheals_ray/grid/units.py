@@ -78,9 +78,14 @@ class StudyUnits:
     def base(self) -> Unit:
         settings = self.study.base
         if settings.model == "nano":
-            return Unit("base", fingerprint(code=CODE["base"], base=settings.model_dump(), task=self.task))
-        content = model_content(settings.model)
-        return Unit("base", fingerprint(code=CODE["base"], model=settings.model, content=content))
+            return Unit(
+                "base",
+                fingerprint(code=CODE["base"], base=settings.model_dump(exclude={"prompt"}), task=self.task),
+            )
+        how: dict[str, object] = {"model": settings.model, "content": model_content(settings.model)}
+        if settings.prompt != "chat":
+            how["prompt"] = settings.prompt
+        return Unit("base", fingerprint(code=CODE["base"], **how))
 
     def trunk(self, trunk: Trunk) -> Unit:
         settings = self.study.sft

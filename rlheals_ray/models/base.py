@@ -17,6 +17,7 @@ from rlheals_ray.models.architecture import NANO, SMOLLM2, directory_of
 from rlheals_ray.models.checkpoint_writer import copy_companions, copy_model
 from rlheals_ray.models.mllama import is_mllama, write_language_model
 from rlheals_ray.models.nano_base import train_nano_base
+from rlheals_ray.models.plain_prompt import write_plain_template
 from rlheals_ray.storage import StudyFiles, Unit, new_directory
 
 
@@ -43,6 +44,8 @@ def make_base(
             )
         else:
             write_taken_over(study.base.model, target)
+            if study.base.prompt == "plain":
+                write_plain_template(target)
         files.stamp(target, unit)
 
 

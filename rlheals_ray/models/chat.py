@@ -19,6 +19,18 @@ from rlheals_ray.config import InputError
 _ANSWER = "\ue000"
 
 
+def read_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a Hugging Face directory; raises InputError when it cannot be read."""
+    try:
+        return AutoTokenizer.from_pretrained(str(directory))
+    except Exception as error:  # the tokenizers library raises bare exceptions for damaged files
+        cause = str(error).strip().partition("\n")[0].rstrip(" :.")
+        raise InputError(
+            f"base.model: the tokenizer in {str(directory)!r} cannot be read ({cause}); copy the model's "
+            "tokenizer files again."
+        ) from None
+
+
 @dataclass(frozen=True)
 class ChatFormat:
     """Token ids of prompts, answers and follow-up turns for one tokenizer."""
@@ -28,18 +40,11 @@ class ChatFormat:
     @classmethod
     def of(cls, directory: str | Path) -> ChatFormat:
         """The format of a Hugging Face directory; raises InputError when it has no tokenizer or chat template."""
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(directory))
-        except Exception as error:  # the tokenizers library raises bare exceptions for damaged files
-            cause = str(error).strip().partition("\n")[0].rstrip(" :.")
-            raise InputError(
-                f"base.model: the tokenizer in {str(directory)!r} cannot be read ({cause}); copy the model's "
-                "tokenizer files again."
-            ) from None
+        tokenizer = read_tokenizer(directory)
         if not tokenizer.chat_template:
             raise InputError(
                 f"base.model: the tokenizer in {str(directory)!r} has no chat template; use an instruction-tuned "
-                "model or add a chat_template to its tokenizer_config.json."
+                "model, add a chat_template to its tokenizer_config.json, or set base.prompt=plain."
             )
         return cls(tokenizer)
 
