@@ -9,21 +9,18 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from rlheals_ray.config import Study, dump_study, edit_kinds
-from rlheals_ray.connection import SLOTS_PER_CORE, local_slots
+from rlheals_ray.config import Study, dump_study
+from rlheals_ray.connection import SLOTS_PER_CORE, local_slots, named_cluster
+from rlheals_ray.grid.plan_bytes import disk_lines
+from rlheals_ray.grid.plan_counts import counts, sharing_lines
+from rlheals_ray.grid.plan_memory import memory_lines
+from rlheals_ray.grid.plan_time import time_lines
 from rlheals_ray.grid.preflight import preflight
-from rlheals_ray.grid.resources import (
-    GENERATOR_GIB,
-    LEARNER_GIB,
-    check_local,
-    resources_of,
-)
-from rlheals_ray.grid.units import StudyUnits, edit_name
+from rlheals_ray.grid.resources import check_local, resources_of
+from rlheals_ray.grid.units import StudyUnits
 from rlheals_ray.lineage import trunks
-from rlheals_ray.models.architecture import base_bytes
+from rlheals_ray.sft.schedule import Schedule
 from rlheals_ray.storage import StudyFiles
-
-NANO_CHECKPOINT_BYTES = 540_000
 
 
 def print_plan(study: Study, address: str | None = None) -> int:
@@ -32,88 +29,91 @@ def print_plan(study: Study, address: str | None = None) -> int:
     needed = resources_of(study)
     console = Console()
     resolved = yaml.safe_dump(dump_study(study), sort_keys=False)
-    console.print(resolved, highlight=False, markup=False, soft_wrap=True)
-    console.print(_stages(study, StudyUnits(study), files))
-    console.print(_sharing(study), highlight=False)
-    if address or os.environ.get("RAY_ADDRESS"):
-        from rlheals_ray.grid.session import Session  # only here: it takes ten seconds to import
-
-        session = Session(study, files, address)
-        session.check_resources()
-        console.print(f"asks for {needed.explain()}; the cluster can hold it", highlight=False)
-        session.close()
+    # What does not fit is told instead of a plan.
+    if named_cluster(address):
+        where = _ask_cluster(study, files, address)
     else:
         check_local(needed)
         total = psutil.virtual_memory().total / 2**30
-        console.print(
-            f"asks for {needed.explain()}; this machine has {os.cpu_count()} cores = {local_slots()} slots "
-            f"({SLOTS_PER_CORE} per core) and {total:.1f} GiB",
-            highlight=False,
+        where = (
+            f"this machine has {os.cpu_count()} cores = {local_slots()} slots ({SLOTS_PER_CORE} per core) and "
+            f"{total:.1f} GiB"
         )
-    console.print(_memory(study), highlight=False)
-    console.print(_bytes(study), highlight=False)
+    console.print(resolved, highlight=False, markup=False, soft_wrap=True)
+    console.print(_stages(study, StudyUnits(study), files))
+    lines = [
+        *schedule_lines(study),
+        *sharing_lines(study),
+        f"asks for {needed.explain()}; {where}",
+        *memory_lines(study),
+        *disk_lines(study),
+        *time_lines(study, files),
+    ]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
+def _ask_cluster(study: Study, files: StudyFiles, address: str | None) -> str:
+    from rlheals_ray.grid.session import Session  # only here: it takes ten seconds to import
+
+    session = Session(study, files, address)
+    session.check_resources()
+    session.close()
+    return "the cluster can hold it"
+
+
+def schedule_lines(study: Study) -> list[str]:
+    """The SFT schedule as it will be applied, with its rate at a few updates."""
+    settings = study.sft
+    if settings.checkpoints is not None:
+        return []
+    updates = settings.steps[-1]
+    schedule = Schedule.of(settings, updates)
+    shown = sorted({1, 2, max(1, schedule.warmup), (updates + 1) // 2, updates})
+    rates = ", ".join(f"{n}: {schedule.rate(n - 1):.3g}" for n in shown if n <= updates)
+    return [f"SFT schedule: {schedule}; rate of update {rates}"]
+
+
 def _stages(study: Study, units: StudyUnits, files: StudyFiles) -> Table:
-    probes = units.probes()
-    branches = list(units.branches())
+    each = counts(study)
+    rl, beside, probes = list(units.branches()), list(units.controls()), units.probes()
     trunk_units = [units.trunk(trunk) for trunk in trunks(study)]
     table = Table(title=f"stages of {files.root}", title_justify="left")
     for column in ("stage", "units", "done", "of what"):
         table.add_column(column)
-    base_updates = f"{study.base.steps} updates" if study.base.model == "nano" else "taken over"
-    done = files.is_done
-    table.add_row("base", "1", str(int(done(units.base))), base_updates)
+
+    def done(some: list[bool]) -> str:
+        return str(sum(some))
+
+    is_nano, taken_over = study.base.model == "nano", study.sft.checkpoints is not None
+    base_updates = f"{study.base.steps} updates" if is_nano else "taken over"
+    how = "taken over" if taken_over else f"{study.sft.steps[-1]} updates each"
+    recipes = study.sft.recipes
+    if len(recipes) > 1:
+        how += f", {len(study.seeds)} of each recipe: {', '.join(recipes)}"
+    problems = f"{study.evaluation.problems} ID and as many OOD problems each"
+    table.add_row("base", "1", done([files.is_done(units.base)]), base_updates)
+    table.add_row("sft", str(each.trunks), done([files.is_done(unit) for unit in trunk_units]), how)
     table.add_row(
-        "sft", str(len(trunk_units)), str(sum(map(done, trunk_units))), f"{study.sft.steps[-1]} updates each"
-    )
-    table.add_row(
-        "rl", str(len(branches)), str(sum(done(unit) for _, unit in branches)),
+        "rl", str(each.branches), done([files.is_done(unit) for _, unit in rl]),
         f"{study.rl.budgets[-1]} updates of {study.rl.episodes} episodes each",
     )  # fmt: skip
-    table.add_row(
-        "probe", str(len(probes)), str(sum(done(probe.unit) for probe in probes)),
-        f"{study.evaluation.problems} ID and as many OOD problems each",
-    )  # fmt: skip
-    table.add_row("spectra", str(len(trunk_units)), "-", "peak, latest and the ends of the branches")
-    table.add_row("edit", str(len(_edits(study))), "-", "each probed; edits with their controls")
+    if beside:
+        kinds = ", ".join(study.controls.kinds)
+        table.add_row(
+            "controls", str(each.controls), done([files.is_done(unit) for _, unit in beside]),
+            f"{kinds}: the compute of the RL branch each",
+        )  # fmt: skip
+    table.add_row("probe", str(each.probes), done([files.is_done(p.unit) for p in probes]), problems)
+    if beside:
+        of_controls = [files.is_done(p.unit) for p in units.control_probes()]
+        table.add_row("control probes", str(each.control_probes), done(of_controls), problems)
+    table.add_row("spectra", str(each.trunks), "-", "peak, latest and the ends of the branches")
+    if study.hidden is not None:
+        states = [files.is_done(units.hidden_states(p)) for p in probes]
+        table.add_row(
+            "hidden", str(each.hidden), done(states), f"{study.hidden.problems} prompts of either rule each"
+        )
+    table.add_row("edit", str(each.edits), "-", "each probed; edits with their controls")
     return table
-
-
-def _edits(study: Study) -> set[str]:
-    """Every edited checkpoint, controls included; what they share is there once."""
-    roles = study.spectra.roles
-    return {
-        edit_name(trunk, settings, variant, kind, roles)
-        for trunk in trunks(study)
-        for settings in study.edits
-        for variant in settings.variants(roles)
-        for kind in edit_kinds(variant.factors)
-    }
-
-
-def _sharing(study: Study) -> str:
-    """What training every trunk and branch once saves, against training every cell by itself."""
-    seeds, starts, budgets = len(study.seeds), study.rl.from_steps, [b for b in study.rl.budgets if b]
-    shared_sft = seeds * study.sft.steps[-1]
-    shared_rl = seeds * len(starts) * max(budgets, default=0)
-    apart_sft = seeds * sum(starts) * len(budgets)
-    apart_rl = seeds * len(starts) * sum(budgets)
-    cells = seeds * len(starts) * len(study.rl.budgets)
-    return (
-        f"cells: {cells}; SFT updates {shared_sft} (each cell by itself: {apart_sft}); "
-        f"RL updates {shared_rl} (each cell by itself: {apart_rl})"
-    )
-
-
-def _memory(study: Study) -> str:
-    return f"memory per worker: generator about {GENERATOR_GIB} GiB, learner about {LEARNER_GIB} GiB, plus the weights"
-
-
-def _bytes(study: Study) -> str:
-    seeds = len(study.seeds)
-    kept = len([b for b in study.rl.budgets if b])
-    checkpoints = 1 + seeds * (len(study.sft.steps) + len(study.rl.from_steps) * kept) + len(_edits(study))
-    size = NANO_CHECKPOINT_BYTES if study.base.model == "nano" else base_bytes(study.base.model)
-    return f"to be stored: {checkpoints} checkpoints of {size / 2**20:.1f} MiB = {checkpoints * size / 2**20:.0f} MiB"

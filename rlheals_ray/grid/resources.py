@@ -1,11 +1,13 @@
 """What a study asks of a cluster, and whether that fits: found out before anything starts.
 
-A study that does not fit would not fail: Ray would wait for ever for CPUs that nobody frees.
+A study that does not fit would not fail: Ray would wait for ever for CPUs that nobody frees, and Linux would kill
+whoever asks for memory last.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +15,11 @@ import psutil
 
 from rlheals_ray.config import InputError, Study
 from rlheals_ray.connection import SLOTS_PER_CORE, local_slots
+from rlheals_ray.grid.plan_memory import GIB, engine_bytes, held_back_bytes, worker_bytes
+from rlheals_ray.lineage import branches
 
-GENERATOR_GIB, LEARNER_GIB, FIXED_GIB = 1.6, 1.2, 2.0
-"""Resident memory of an engine and of a training worker beyond their weights, and of all the rest."""
+FIXED_GIB = 2.0
+"""Resident memory of all the rest: driver, Ray, tasks."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,12 @@ class Resources:
     """Workers of one group."""
     needs_gpus: bool = False
     """Whether the study names a transport that only GPUs have."""
+    generator_gib: float = 1.6
+    worker_gib: float = 1.2
+    shared_gib: float = 0.0
+    """What a group holds once for all its workers: weights on their way to the engines, a state that is gathered."""
+    remedies: tuple[str, ...] = ()
+    """Settings that ask for less memory, and how much they ask for."""
 
     @property
     def cpus(self) -> int:
@@ -36,7 +46,13 @@ class Resources:
 
     @property
     def memory_gib(self) -> float:
-        return FIXED_GIB + GENERATOR_GIB * self.generators + LEARNER_GIB * self.groups * self.workers
+        groups = self.groups * (self.worker_gib * self.workers + self.shared_gib)
+        return FIXED_GIB + self.generator_gib * self.generators + groups
+
+    @property
+    def largest_gib(self) -> float:
+        """The most that one process needs, and so one node."""
+        return max(self.generator_gib, self.worker_gib + self.shared_gib)
 
     def explain(self) -> str:
         """The sum, spelled out."""
@@ -45,17 +61,73 @@ class Resources:
             f"= {self.cpus} CPUs and about {self.memory_gib:.1f} GiB"
         )
 
+    def memory(self) -> str:
+        """The memory, process by process."""
+        return (
+            f"{self.generator_gib:.1f} GiB a generator, {self.worker_gib:.1f} GiB a worker, {self.shared_gib:.1f} GiB "
+            f"more a worker group and {FIXED_GIB:.1f} GiB for the rest"
+        )
+
 
 def resources_of(study: Study) -> Resources:
-    """One worker group per team of generators: as many branches learn side by side as engines can feed."""
-    branches = len(study.seeds) * len(study.sft.recipes) * len(study.rl.from_steps)
+    """One worker group per team of generators: as many branches learn side by side as engines can feed.
+
+    Raises InputError where the size of base.model cannot be read.
+    """
+    asked = _asked(study)
+    remedies = []
+    for changes, what in _alternatives(study):
+        other = _asked(_changed(study, changes))
+        if other.memory_gib < asked.memory_gib or other.largest_gib < asked.largest_gib:
+            remedies.append(
+                f"{what} ({other.memory_gib:.1f} GiB in all, {other.largest_gib:.1f} GiB in one process)"
+            )
+    return Resources(**{**vars(asked), "remedies": tuple(remedies)})
+
+
+def _asked(study: Study) -> Resources:
+    trials = len(study.seeds) * len(study.sft.recipes) * len(study.rl.from_steps)
     teams = study.rollout.generators // study.rollout.generators_per_branch
     return Resources(
         generators=study.rollout.generators,
-        groups=max(1, min(teams, branches)),
+        groups=max(1, min(teams, trials)),
         workers=max(study.sft.workers, study.rl.workers),
         needs_gpus=study.rollout.weight_sync == "nccl",
+        generator_gib=engine_bytes(study) / GIB,
+        worker_gib=worker_bytes(study) / GIB,
+        shared_gib=held_back_bytes(study, learns=any(branches(study))) / GIB,
     )
+
+
+def _alternatives(study: Study) -> Iterator[tuple[dict[str, dict[str, object]], str]]:
+    """Other settings of the same study that ask for less: (changes, how they are written)."""
+    least = study.rollout.generators_per_branch
+    if study.rollout.generators > least:
+        yield {"rollout": {"generators": least}}, f"rollout.generators={least}"
+    if least > 1:
+        yield (
+            {"rollout": {"generators": 1, "generators_per_branch": 1}},
+            "rollout.generators=1 rollout.generators_per_branch=1",
+        )
+    mode = study.sft.sharding
+    sharded = mode if mode in ("fsdp2", "zero3") else "fsdp2"
+    present = max(study.sft.workers, study.rl.workers)
+    for workers in (2, 4, 8, 16):
+        if workers <= (present if sharded == mode else 1):
+            continue
+        if study.sft.batch_size % workers or study.rl.episodes % workers:
+            continue
+        changes: dict[str, dict[str, object]] = {
+            "sft": {"sharding": sharded, "workers": workers},
+            "rl": {"workers": workers},
+        }
+        yield changes, f"sft.sharding={sharded} sft.workers={workers} rl.workers={workers} over several nodes"
+        break
+
+
+def _changed(study: Study, changes: dict[str, dict[str, object]]) -> Study:
+    parts = {name: getattr(study, name).model_copy(update=values) for name, values in changes.items()}
+    return study.model_copy(update=parts)
 
 
 def local_gpus() -> int:
@@ -76,26 +148,47 @@ def check_local(needed: Resources) -> None:
             f"{os.cpu_count()} cores offers {local_slots()} slots ({SLOTS_PER_CORE} per core); lower them or run on "
             "a cluster with --address."
         )
-    if needed.memory_gib > memory:
-        raise InputError(
-            f"rollout.generators, sft.workers and rl.workers ask for {needed.explain()}, but this machine has "
-            f"{memory:.1f} GiB of memory; lower them or run on a cluster with --address."
-        )
+    _check_memory(needed, memory, [memory], "this machine", local_gpus())
 
 
-def check_cluster(needed: Resources, cpus: float, memory_bytes: float, gpus: float = 0) -> None:
-    """Raises InputError when the connected cluster cannot hold the study."""
+def check_cluster(
+    needed: Resources, cpus: float, memory_bytes: float, gpus: float = 0, nodes: Sequence[float] = ()
+) -> None:
+    """Raises InputError when the connected cluster cannot hold the study.
+
+    nodes: bytes of memory of each node, where they are known.
+    """
     _check_gpus(needed, gpus, "the cluster")
     if needed.cpus > cpus:
         raise InputError(
             f"rollout.generators, sft.workers and rl.workers ask for {needed.explain()}, but the cluster has "
             f"{cpus:g} CPUs; lower them or add nodes."
         )
-    if memory_bytes and needed.memory_gib > memory_bytes / 2**30:
-        raise InputError(
-            f"rollout.generators, sft.workers and rl.workers ask for {needed.explain()}, but the cluster has "
-            f"{memory_bytes / 2**30:.1f} GiB of memory; lower them or add nodes."
+    if memory_bytes:
+        sizes = [size / GIB for size in nodes] or [memory_bytes / GIB]
+        _check_memory(needed, memory_bytes / GIB, sizes, "the cluster", gpus)
+
+
+def _check_memory(needed: Resources, memory: float, nodes: Sequence[float], where: str, gpus: float) -> None:
+    if gpus >= needed.generators + needed.groups * needed.workers:
+        return  # weights, optimiser and cache are in the GPUs, whose memory Ray does not tell
+    if needed.memory_gib > memory:
+        short = f"{where} has {memory:.1f} GiB of memory"
+        remedy = f"{where} with {needed.memory_gib:.0f} GiB" if where == "this machine" else "more nodes"
+    elif needed.largest_gib > max(nodes):
+        short = (
+            f"its largest process needs {needed.largest_gib:.1f} GiB and the largest node of {where} has "
+            f"{max(nodes):.1f}"
         )
+        remedy = f"a node with {needed.largest_gib:.0f} GiB"
+    else:
+        return
+    remedy = remedy.replace("this machine", "a machine")
+    others = "".join(f"{what}, or " for what in needed.remedies)
+    raise InputError(
+        f"base.model, rollout.generators, sft.sharding, sft.workers and rl.workers ask for {needed.explain()} "
+        f"({needed.memory()}), but {short}; use {others}{remedy}, or a GPU for each generator and worker."
+    )
 
 
 def _check_gpus(needed: Resources, gpus: float, where: str) -> None:
