@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import ray
@@ -20,6 +21,9 @@ from rlheals_ray.lineage import BASE, Trunk, branches, controls, trunks
 from rlheals_ray.storage import StudyFiles, Unit
 from rlheals_ray.tasks import Problem
 from rlheals_ray.training import Work, WorkFailed
+
+if TYPE_CHECKING:
+    from rlheals_ray.grid.trunk_tracking import TrunkCurves
 
 TRAIN_TRUNK = "rlheals_ray.sft.trainer:train_trunk"
 
@@ -59,7 +63,11 @@ def sft_stage(session: Session) -> None:
         _prepare(session, pending)
         progress = StageProgress("sft", study.sft.steps[-1] * len(every), "updates")
         progress.skip(study.sft.steps[-1] * (len(every) - len(pending)))
-        side_by_side(lambda trunk: _trunk(session, trunk, progress), pending, len(pending))
+        from rlheals_ray.grid.trunk_tracking import TrunkCurves  # loads ray.tune
+
+        curves = TrunkCurves(study, files)
+        side_by_side(lambda trunk: _trunk(session, trunk, progress, curves), pending, len(pending))
+        curves.close()
         progress.end()
     done = [trunk for trunk in every if files.is_done(units.trunk(trunk))]
     probes = [units.base_probe(), *(wanted for trunk in done for wanted in units.trunk_probes(trunk))]
@@ -83,9 +91,10 @@ def _prepare(session: Session, pending: Sequence[Trunk]) -> None:
         prepare_factors(study, files)
 
 
-def _trunk(session: Session, trunk: Trunk, progress: StageProgress) -> None:
+def _trunk(session: Session, trunk: Trunk, progress: StageProgress, curves: TrunkCurves) -> None:
     unit = session.units.trunk(trunk)
     _begin(session, unit, trunk.name)
+    curves.begin(trunk)
     arguments = {"study": session.study, "files": session.files, "trunk": trunk, "unit": unit, "base": BASE}
     try:
         if session.study.sft.checkpoints is not None:
@@ -97,10 +106,13 @@ def _trunk(session: Session, trunk: Trunk, progress: StageProgress) -> None:
                 print(f"{trunk.label}: {row['note']}")
                 continue
             progress.advance(note=f"{trunk.label}: loss {row['loss']:.3f}")
+            curves.update(trunk, row)
     except WorkFailed as error:
         session.failures[unit.name] = str(error)
     except Exception:
         session.failures[unit.name] = traceback.format_exc()
+    finally:
+        curves.end(trunk, failed=unit.name in session.failures)
 
 
 @ray.remote(num_cpus=1)

@@ -1,4 +1,4 @@
-"""Live curves of RL: TensorBoard always, Weights & Biases and MLflow where the study asks for them.
+"""Live curves: TensorBoard always, Weights & Biases and MLflow where the study asks for them.
 
 Every logger gets the same: the numeric metrics of one update, at that update's number, under one name
 per branch. What is null (the critic of an algorithm that has none) and what is text is left out.
@@ -103,8 +103,11 @@ class Tracker(LoggerCallback):
     def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
         """Pass on an update; reports that are none (the end of a trial) are kept back."""
         if metrics := metrics_of(result):
-            update = result["rl_step"]
-            self._try(self._logger.log_trial_result, update, trial, {TRAINING_ITERATION: update, **metrics})
+            self.log(trial, result["rl_step"], metrics)
+
+    def log(self, trial: Any, update: int, metrics: Mapping[str, float]) -> None:
+        """Pass on the metrics of update `update`."""
+        self._try(self._logger.log_trial_result, update, trial, {TRAINING_ITERATION: update, **metrics})
 
     def log_trial_end(self, trial: Any, failed: bool = False) -> None:
         """Close the branch's run."""
