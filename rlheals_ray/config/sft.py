@@ -28,6 +28,13 @@ class LoraSettings(Settings):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     roles: Roles = ("q", "k", "v", "o", "gate", "up", "down")
 
+    @field_validator("roles")
+    @classmethod
+    def _roles(cls, roles: tuple[Role, ...]) -> tuple[Role, ...]:
+        if whole := sorted({"embed", "head"} & set(roles)):
+            raise ValueError(f"roles (got {list(roles)}): {whole} cannot have adapters; leave them out")
+        return roles
+
 
 class FlowSettings(Settings):
     """Recipe `flow` (arXiv 2502.02797): samples that the base finds easy weigh more, w = exp(-loss / temperature)."""
@@ -148,6 +155,16 @@ class SFTSettings(Settings):
         if self.checkpoints is not None and len(self.recipes) > 1:
             raise ValueError(
                 f"recipe (got {list(self.recipes)}): sft.checkpoints are the trunk of one recipe; name that one"
+            )
+        if "lora" in self.recipes and self.sharding not in ("none", "ddp"):
+            raise ValueError(
+                f"sharding (got {self.sharding!r}): sft.recipe=lora trains adapters on a whole model; use "
+                "sft.sharding=ddp, or leave lora out of sft.recipe"
+            )
+        if self.offload and self.sharding not in ("fsdp2", "zero2", "zero3"):
+            raise ValueError(
+                f"offload (got true): sharding {self.sharding!r} divides nothing that could be kept in the CPU's "
+                "memory; use sft.sharding=fsdp2, zero2 or zero3, or sft.offload=false"
             )
         if self.warmup_steps and self.warmup_ratio:
             raise ValueError(

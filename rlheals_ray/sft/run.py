@@ -82,7 +82,13 @@ def train_run(study: Study, files: StudyFiles, run: SFTRun, examples: Examples, 
     state = files.state(run.unit)
     prepare_process(settings.sharding)
     resume = find_resume_point(state, settings.sharding)
-    report({"step": resume.update, "of": run.updates, "note": resume.note or str(run.schedule)})
+    report(
+        {
+            "step": resume.update,
+            "of": run.updates,
+            "note": "; ".join(filter(None, (resume.note, str(run.schedule)))),
+        }
+    )
     try:
         recipe = make_recipe(
             run.recipe,

@@ -42,8 +42,9 @@ class ResumePoint:
 def find_resume_point(state: Path, sharding: Sharding) -> ResumePoint:
     """The newest complete state that these workers can read; called on every worker, decided on rank 0.
 
-    DeepSpeed's states (zero2, zero3) can be read by as many workers as wrote them, all others by any number.
-    What is left of a state that nobody finished is removed: it would be taken for the newest.
+    DeepSpeed's states (zero2, zero3) can be read by as many workers as wrote them; those of fsdp2 by any number;
+    those of one worker, and of ddp, by any number that does not divide the model. What is left of a state that
+    nobody finished is removed: it would be taken for the newest.
     """
     found = [_look_for_one(state, sharding) if _rank() == 0 else ResumePoint()]
     if dist.is_initialized():
@@ -60,7 +61,9 @@ def _look_for_one(state: Path, sharding: Sharding) -> ResumePoint:
         else:
             shutil.rmtree(directory, ignore_errors=True)
     wanted = layout_of(sharding)
-    readable = [update for update, (_, layout) in complete.items() if layout == wanted]
+    readable = [
+        update for update, (_, layout) in complete.items() if layout in (wanted, _READABLE.get(wanted))
+    ]
     if readable:
         newest = max(readable)
         for update in complete.keys() - {newest}:
@@ -72,15 +75,21 @@ def _look_for_one(state: Path, sharding: Sharding) -> ResumePoint:
         return ResumePoint()
     layout = complete[max(complete)][1]
     return ResumePoint(
-        note=f"the saved state of update {max(complete)} is for {layout}, here are {wanted}: beginning again"
+        note=f"the saved state of update {max(complete)} is {layout}, these workers read {wanted}: beginning again"
     )
 
 
+_WHOLE, _FSDP2 = "of a whole model", "of a model divided by fsdp2"
+_READABLE = {_WHOLE: _FSDP2}
+"""What can be read beside the own layout: StreamTrainer makes a whole state of FSDP2's."""
+
+
 def layout_of(sharding: Sharding) -> str:
-    """Which workers can read the states that these write."""
-    workers = dist.get_world_size() if dist.is_initialized() else 1
+    """What the states that these workers write are."""
     mode = effective(sharding)
-    return f"{mode} of {workers} workers" if mode in ("zero2", "zero3") else "any number of workers"
+    if mode in ("zero2", "zero3"):
+        return f"of a model divided by {mode} among {dist.get_world_size()} workers"
+    return _FSDP2 if mode == "fsdp2" else _WHOLE
 
 
 def _rank() -> int:

@@ -7,13 +7,18 @@ workers and micro-batches.
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import datasets
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_model
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 from torch.optim.lr_scheduler import LambdaLR
+from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN
+from transformers.utils import SAFE_WEIGHTS_NAME
 from trl import SFTConfig, SFTTrainer
 
 from rlheals_ray.sft.batches import Collator, Share, loader
@@ -71,6 +76,22 @@ class StreamTrainer(SFTTrainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled or not _divided(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_model(cast(nn.Module, self.model), Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        model, optimizer = cast(Any, self.model), cast(Any, self.optimizer)
+        if checkpoint and not self.is_fsdp_enabled and _divided(checkpoint):
+            # Its parameters go by their names, those of a whole model's state by their numbers.
+            state = torch.load(Path(checkpoint) / OPTIMIZER_NAME_BIN, map_location="cpu", weights_only=True)
+            options = StateDictOptions(full_state_dict=True)
+            set_optimizer_state_dict(model, optimizer.optimizer, state, options=options)
+            torch.save(optimizer.state_dict(), Path(checkpoint) / OPTIMIZER_NAME)
+        super()._load_optimizer_and_scheduler(checkpoint)
+
     def compute_loss_context_manager(self) -> Any:
         # Not left to accelerate, which has DeepSpeed keep the weights themselves in bfloat16.
         if self._autocast:
@@ -103,7 +124,13 @@ class StreamTrainer(SFTTrainer):
             loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
         else:
             log_probs = model(**inputs, use_cache=False, fused_lm_head=True).log_probs
+            items = self._share.batch_size if self._recipe.per_sequence else num_items_in_batch.clamp(min=1)
             # Summed over the workers, while data parallelism takes the mean of their gradients.
-            loss = -(weights * log_probs).sum() / num_items_in_batch.clamp(min=1) * self._share.workers
+            loss = -(weights * log_probs).sum() / items * self._share.workers
         penalty = self._recipe.penalty(self.accelerator.unwrap_model(self.model))
         return loss if penalty is None else loss + penalty / self._share.micro_batches
+
+
+def _divided(state: str) -> bool:
+    """Whether a saved state is one of FSDP2."""
+    return (Path(state) / OPTIMIZER_NAME_BIN).exists()

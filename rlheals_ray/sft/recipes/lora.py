@@ -42,7 +42,7 @@ class Lora(Plain):
         config = LoraConfig(
             task_type="CAUSAL_LM",
             r=settings.rank,
-            lora_alpha=settings.alpha,
+            lora_alpha=settings.alpha,  # type: ignore[arg-type]  # any number does
             lora_dropout=settings.dropout,
             target_modules=targets,
         )
