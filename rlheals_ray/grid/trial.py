@@ -5,7 +5,6 @@ A trial only waits for others, so its process stays light: nothing here may impo
 
 from __future__ import annotations
 
-import time
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -27,9 +26,6 @@ TRAIN_BRANCH = "rlheals_ray.rl.learner:train_branch"
 TRAIN_CONTINUED = "rlheals_ray.sft.controls:train_continued"
 TRAIN_REJECTION = "rlheals_ray.rl.rejection:train_rejection"
 
-_LOOK_SECONDS = 0.5
-"""How often a control looks whether its RL branch is done."""
-
 
 def branch_trial(
     config: Mapping[str, Any], *, study: Study, files: StudyFiles, pool: Pool, training: Training
@@ -42,9 +38,8 @@ def branch_trial(
     units = StudyUnits(study)
     unit = units.branch(branch)
     if failed := failure(files, unit):
-        raise WorkFailed(
-            failed["cause"]
-        )  # Tune tries again after any error; only a lost process is worth that
+        # Tune tries again after any error; only a lost process is worth that.
+        raise WorkFailed(failed["cause"])
     if not files.is_done(unit):
         spec = BranchSpec(study, files, pool, branch, unit, branch.start)
         told: list[Mapping[str, Any]] = []
@@ -81,11 +76,17 @@ def _how_far(study: Study, told: list[Mapping[str, Any]]) -> tuple[int | None, i
 def _control(spec: BranchSpec, units: StudyUnits, training: Training) -> Iterator[dict[str, Any]]:
     """Train a control once its RL branch is done."""
     study, files = spec.study, spec.files
-    rl = units.branch(beside(study, spec.branch))
-    while not files.is_done(rl):
+    other = beside(study, spec.branch)
+    rl = units.branch(other)
+    if not files.is_done(rl):
         if failure(files, rl):
             return
-        time.sleep(_LOOK_SECONDS)
+        try:
+            # Joins the work under way; where the branch's own trial was lost, the work is done for this one.
+            for _ in _branch(BranchSpec(study, files, spec.pool, other, rl, other.start), training, []):
+                pass
+        except WorkFailed:
+            return
     targets = spent_by_budget(study, files, rl)
     last = study.rl.budgets[-1]
     if not targets:
