@@ -18,6 +18,7 @@ from rlheals_ray.lineage import BASE, Branch, Trunk, branches, branches_of, cont
 from rlheals_ray.models.architecture import PACKAGE, directory_of
 from rlheals_ray.storage import Unit, fingerprint
 from rlheals_ray.tasks import get_task
+from rlheals_ray.tasks.source import source_hash
 
 CODE = {
     "base": 1,
@@ -72,7 +73,12 @@ class StudyUnits:
 
     @cached_property
     def task(self) -> str:
-        return get_task(self.study.task.name, **self.study.task.options).fingerprint()
+        """The task's own fingerprint, and of a task of one's own also a hash of its code."""
+        name = self.study.task.name
+        declared = get_task(name, **self.study.task.options).fingerprint()
+        if ":" not in name:
+            return declared
+        return fingerprint(declared=declared, source=source_hash(name.partition(":")[0]))
 
     @cached_property
     def base(self) -> Unit:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rlheals_ray.config import edit_kinds, load_study
+from rlheals_ray.config import TaskSettings, edit_kinds, load_study
 from rlheals_ray.grid.units import StudyUnits
 from rlheals_ray.lineage import Branch, Trunk, branches_of, trunks
 from rlheals_ray.storage import Unit
@@ -206,3 +206,70 @@ def test_a_model_taken_over_is_another_one_when_its_files_change(tmp_path: Path)
     assert base() == before != NANO["base"]
     weights.write_bytes(b"new weights, the same path")
     assert base() != before
+
+
+def test_another_recipe_adds_trunks_and_a_recipe_s_settings_are_its_own() -> None:
+    """With several recipes each stands under its own name; settings of one redo only what descends from it."""
+    recipes = "sft.recipe=[plain,lora,rotation]"
+    before, after = all_units(recipes), all_units(recipes, "sft.lora.rank=4")
+    assert before.keys() == after.keys()
+    differ = {name for name in before if before[name] != after[name]}
+    assert {kind_of(name) for name in differ} == EVERYTHING - BASE
+    assert all("recipe=lora" in name for name in differ)
+    assert all(name in differ for name in before if "recipe=lora" in name)
+
+
+def test_a_control_is_done_again_with_its_branch_and_alone_when_it_is_added() -> None:
+    without = all_units("controls.kinds=[]")
+    assert all(NANO[name] == fingerprint for name, fingerprint in without.items())
+    assert {kind_of(name) for name in NANO.keys() - without.keys()} == {"control", "probe/control"}
+
+
+def test_a_task_of_one_s_own_is_another_one_when_its_code_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Path(__file__).parents[1] / "toy_task.py"
+    module = tmp_path / "own_judge.py"
+    module.write_text(source.read_text())
+    monkeypatch.syspath_prepend(tmp_path)
+    study = load_study("nano").model_copy(update={"task": TaskSettings(name="own_judge:ToyTask")})
+
+    def base() -> str:
+        return StudyUnits(study).base.fingerprint
+
+    before = base()
+    assert base() == before
+    module.write_text(source.read_text().replace("Verdict(1.0, True", "Verdict(2.0, True"))
+    assert base() != before
+
+
+def test_data_of_one_s_own_redo_the_trunks_when_the_file_changes_under_its_path(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "answer": "b"}\n')
+
+    def units() -> dict[str, str]:
+        return all_units(f"sft.data.path={rows}")
+
+    before = units()
+    assert units() == before
+    rows.write_text('{"prompt": "a", "answer": "c"}\n{"prompt": "d", "answer": "e"}\n')
+    after = units()
+    assert {kind_of(name) for name in before if before[name] != after[name]} == SFT | RL
+
+
+def test_a_trunk_taken_over_is_another_one_when_its_files_change_under_their_path(tmp_path: Path) -> None:
+    for step in (30, 60):
+        (tmp_path / str(step)).mkdir()
+        (tmp_path / str(step) / "model.safetensors").write_bytes(b"old weights")
+
+    def units() -> dict[str, str]:
+        given = f"{{30: {tmp_path}/30, 60: {tmp_path}/60}}"
+        return all_units(f"sft.checkpoints={given}", "rl.from_steps=[30,60]", "edits=[]")
+
+    before = units()
+    assert units() == before
+    (tmp_path / "60" / "model.safetensors").write_bytes(b"new weights, same path")
+    after = units()
+    assert {kind_of(name) for name in before if before[name] != after[name]} == (
+        SFT | RL
+    ) - EDITS - EDITS_OF_BRANCHES
