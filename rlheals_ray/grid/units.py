@@ -105,7 +105,8 @@ class StudyUnits:
             if trunk.recipe in ("lora", "flow", "rotation"):
                 how["settings"] = getattr(settings, trunk.recipe).model_dump()
             if settings.data is not None:
-                how["data"] = directory_content(settings.data.path)
+                fields = settings.data.model_dump(exclude={"path"})
+                how["data"] = (fields, directory_content(settings.data.path))
         return Unit(
             trunk.name,
             fingerprint(

@@ -252,6 +252,8 @@ def test_data_of_one_s_own_redo_the_trunks_when_the_file_changes_under_its_path(
 
     before = units()
     assert units() == before
+    fields = all_units(f"sft.data={{path: {rows}, answer: text}}")
+    assert {kind_of(name) for name in before if before[name] != fields[name]} == SFT | RL
     rows.write_text('{"prompt": "a", "answer": "c"}\n{"prompt": "d", "answer": "e"}\n')
     after = units()
     assert {kind_of(name) for name in before if before[name] != after[name]} == SFT | RL
