@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from rlheals_ray.command import EXIT_CODES, guarded
-from rlheals_ray.config import load_study, presets
+from rlheals_ray.config import InputError, load_study, presets
 from rlheals_ray.connection import prepare
 
 
@@ -28,7 +28,13 @@ def _run(job: str, parsed: argparse.Namespace) -> int:
     from rlheals_ray.grid.preflight import preflight
 
     preflight(study)  # what is wrong is told before the seconds that the next imports take
+    if parsed.calibrate and not parsed.plan:
+        raise InputError("--calibrate (got without --plan): it measures rates for the plan; add --plan.")
     prepare(parsed.address)
+    if parsed.calibrate:
+        from rlheals_ray.grid.calibrate import calibrate
+
+        calibrate(study, parsed.address)
     if parsed.plan:
         from rlheals_ray.grid.plan import print_plan
 
@@ -50,6 +56,11 @@ def _parser(job: str, what: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--plan", action="store_true", help="print what would be done; allocate and write nothing"
+    )
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="with --plan: first run a miniature of the study and keep its rates in rates.json under `storage`",
     )
     parser.add_argument("--storage", metavar="DIR", help="where studies are kept (overrides `storage`)")
     parser.add_argument(

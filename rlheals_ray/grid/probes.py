@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +38,7 @@ def run_probe(study: Study, files: StudyFiles, pool: Pool, wanted: Probe) -> Non
     files.begin(wanted.unit)
     task = get_task(study.task.name, **study.task.options)
     problems = [p for rule in ("id", "ood") for p in probe_problems(task, study.evaluation, rule)]
-    directory = files.checkpoint(wanted.checkpoint)
+    directory, start = files.checkpoint(wanted.checkpoint), time.perf_counter()
     episodes, engine = probe(
         pool, wanted.checkpoint, directory, wanted.unit.fingerprint, problems, study.evaluation
     )
@@ -52,7 +53,7 @@ def run_probe(study: Study, files: StudyFiles, pool: Pool, wanted: Probe) -> Non
     )
     files.write_part("episodes", wanted.unit, episodes)
     files.write_part("scores", wanted.unit, table("scores", rows))
-    files.mark_done(wanted.unit)
+    files.mark_done(wanted.unit, seconds=time.perf_counter() - start)  # what --plan reckons with
 
 
 def probe_all(session: Session, probes: Iterable[Probe], title: str) -> None:

@@ -57,7 +57,11 @@ class Session:
             self.connect()
             total = ray.cluster_resources()
             check_cluster(
-                self.resources, total.get("CPU", 0.0), total.get("memory", 0.0), total.get("GPU", 0.0)
+                self.resources,
+                total.get("CPU", 0.0),
+                total.get("memory", 0.0),
+                total.get("GPU", 0.0),
+                [node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]],
             )
         else:
             check_local(self.resources)
