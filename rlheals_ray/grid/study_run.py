@@ -7,25 +7,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import yaml
 from rich.console import Console
 from rich.table import Table
 
-from rlheals_ray import tables
 from rlheals_ray.config import Study, dump_study
-from rlheals_ray.evaluation.boundary import boundary_rows
-from rlheals_ray.evaluation.predictors import predictor_rows
-from rlheals_ray.grid.edits import edit_stage, planned_edits
+from rlheals_ray.grid.edits import edit_stage
 from rlheals_ray.grid.export import export_stage
-from rlheals_ray.grid.hidden import hidden_stage, hidden_unit
-from rlheals_ray.grid.peaks import clusters
+from rlheals_ray.grid.hidden import hidden_stage
 from rlheals_ray.grid.preflight import preflight
 from rlheals_ray.grid.retention import check_removed, retention_stage
 from rlheals_ray.grid.session import Session
-from rlheals_ray.grid.spectra import spectra_stage, spectra_units
+from rlheals_ray.grid.spectra import spectra_stage
 from rlheals_ray.grid.stages import base_stage, evaluate_stage, rl_stage, sft_stage
-from rlheals_ray.lineage import trunks
+from rlheals_ray.grid.study_tables import tables_stage
 from rlheals_ray.provenance import git_commit, versions
 from rlheals_ray.storage import StudyFiles, write_json, write_text
 
@@ -92,50 +87,11 @@ def _log_failures(session: Session) -> dict[str, Path]:
     return logs
 
 
-def tables_stage(session: Session) -> None:
-    """Compact every table from the parts of the units that are done."""
-    study, files, units = session.study, session.files, session.units
-    edits = planned_edits(session)
-    files.compact("sft", [units.losses(trunk) for trunk in trunks(study)])
-    files.compact("rl", [unit for _, unit in units.branches()])
-    compared = list(spectra_units(session).values())
-    for name in ("spectra", "updates", "singular_values"):
-        files.compact(name, compared)
-    measured = [unit] if (unit := hidden_unit(session)) else []
-    for name in ("hidden", "similarity", "shift"):
-        files.compact(name, measured)
-    files.compact("edits", [plan.unit for plan in edits if files.is_done(plan.probe.unit)])
-    probed = [wanted.unit for wanted in [*units.probes(), *(plan.probe for plan in edits)]]
-    episodes = files.compact("episodes", probed)
-    scores = files.compact("scores", probed)
-    cells = _with_start_of_branches(scores, study)
-    rows = [
-        row
-        for recipe in study.sft.recipes
-        for row in boundary_rows(episodes, cells, clusters(session), recipe, study.rl.algorithm)
-    ]
-    files.write_table("boundary", tables.table("boundary", rows))
-    every = {name: files.read_table(name) for name in tables.SCHEMAS if name != "predictors"}
-    files.write_table("predictors", tables.table("predictors", predictor_rows(every)))
-
-
 def report_stage(session: Session) -> None:
     """The report, from the tables."""
     from rlheals_ray.report import build_report
 
     build_report(session.files.root)
-
-
-def _with_start_of_branches(scores: pa.Table, study: Study) -> pa.Table:
-    """The scores, and with budget 0 the SFT checkpoints again as the branches' own starts."""
-    if 0 not in study.rl.budgets:
-        return scores
-    starts = [
-        row | {"stage": "rl"}
-        for row in scores.to_pylist()
-        if row["stage"] == "sft" and row["sft_step"] in study.rl.from_steps
-    ]
-    return pa.concat_tables([scores, tables.table("scores", starts)])
 
 
 def _record_study(study: Study, files: StudyFiles) -> None:
@@ -149,7 +105,7 @@ def _summary(session: Session, logs: Mapping[str, Path]) -> None:
     rows = [
         r
         for r in session.files.read_table("boundary").to_pylist()
-        if r["scope"] == "pooled" and r["rule"] == "ood"
+        if r["scope"] == "pooled" and r["rule"] == "ood" and r["algorithm"] == session.study.rl.algorithm
     ]
     last = max((row["rl_step"] for row in rows), default=0)
     _print(console, f"OOD accuracy@1, seeds {list(session.study.seeds)}, after {last} RL updates",

@@ -1,0 +1,71 @@
+"""A study's tables, from the parts of the units that are done: a stage that only reads, and may run at any time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from rlheals_ray import tables
+from rlheals_ray.config import Study
+from rlheals_ray.evaluation.boundary import boundary_rows
+from rlheals_ray.evaluation.predictors import predictor_rows
+from rlheals_ray.grid.branch_states import branch_rows
+from rlheals_ray.grid.edits import planned_edits
+from rlheals_ray.grid.hidden import hidden_unit
+from rlheals_ray.grid.peaks import clusters
+from rlheals_ray.grid.session import Session
+from rlheals_ray.grid.spectra import spectra_units
+from rlheals_ray.lineage import trunks
+
+
+def tables_stage(session: Session) -> None:
+    """Compact every table from the parts of the units that are done, and work out what rests on all of them."""
+    study, files, units = session.study, session.files, session.units
+    edits = planned_edits(session)
+    files.compact("sft", [units.losses(trunk) for trunk in trunks(study)])
+    files.compact("rl", [unit for _, unit in [*units.branches(), *units.controls()]])
+    compared = list(spectra_units(session).values())
+    for name in ("spectra", "updates", "singular_values"):
+        files.compact(name, compared)
+    measured = [unit] if (unit := hidden_unit(session)) else []
+    for name in ("hidden", "similarity", "shift"):
+        files.compact(name, measured)
+    files.compact("edits", [plan.unit for plan in edits if files.is_done(plan.probe.unit)])
+    probes = [*units.probes(), *units.control_probes(), *(plan.probe for plan in edits)]
+    episodes = files.compact("episodes", [probe.unit for probe in probes])
+    scores = files.compact("scores", [probe.unit for probe in probes])
+    outcomes = outcome_rows(study, episodes, scores, clusters(session))
+    for name, rows in ({"branches": branch_rows(session)} | outcomes).items():
+        files.write_table(name, tables.table(name, rows))
+    every = {name: files.read_table(name) for name in tables.SCHEMAS if name != "predictors"}
+    files.write_table("predictors", tables.table("predictors", predictor_rows(every)))
+
+
+def outcome_rows(
+    study: Study, episodes: pa.Table, scores: pa.Table, groups: Mapping[str, str]
+) -> dict[str, list[dict[str, Any]]]:
+    """Rows of the tables that rest on the whole map: table -> rows. `groups`: problem id -> cluster label.
+
+    Every recipe is judged by itself, and a control in families of its own (boundary_rows is called once for each).
+    """
+    cells = with_starts(scores, study)
+    boundary = []
+    for recipe in study.sft.recipes:
+        boundary += boundary_rows(episodes, cells, groups, recipe, study.rl.algorithm)
+        for control in study.controls.kinds:
+            boundary += boundary_rows(episodes, cells, groups, recipe, control, stage="control")
+    return {"boundary": boundary}
+
+
+def with_starts(scores: pa.Table, study: Study) -> pa.Table:
+    """The scores, and with budget 0 the SFT checkpoints again as the branches' own starts."""
+    if 0 not in study.rl.budgets:
+        return scores
+    starts = [
+        row | {"stage": "rl"}
+        for row in scores.to_pylist()
+        if row["stage"] == "sft" and row["sft_step"] in study.rl.from_steps
+    ]
+    return pa.concat_tables([scores, tables.table("scores", starts)])
