@@ -6,7 +6,6 @@ Everything is paired on problems: accuracies are of first attempts on the same p
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,19 +16,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rlheals_ray.evaluation.outcomes import first_attempts
+from rlheals_ray.evaluation.paired import Outcomes, difference, judge, mean_over
 from rlheals_ray.evaluation.peak import Mask, cluster_labels, ood_peak, split_halves
-from rlheals_ray.evaluation.statistics import (
-    Floats,
-    benjamini_hochberg,
-    cluster_bootstrap,
-    cluster_sign_flip_p,
-    mcnemar_exact,
-    percentile_interval,
-    ratio_interval,
-    t_interval,
-)
+from rlheals_ray.evaluation.statistics import Floats, cluster_bootstrap, percentile_interval, ratio_interval
 
-SIGNIFICANT = 0.05
+VERDICTS = {1: "heals", -1: "harms"}
 _NOISE = 1e-9  # differences of means below it are rounding, not effects
 
 Trunks = dict[int, dict[int, str]]
@@ -72,7 +63,7 @@ def boundary_rows(
     """
     rows: list[dict[str, Any]] = []
     for rule in ("ood", "id"):
-        trunks, branches = _map(scores, rule, recipe, algorithm, stage)
+        trunks, branches = cells_of(scores, rule, recipe, algorithm, stage)
         if not branches:
             continue
         outcomes = _Outcomes.read(episodes, rule, trunks, branches, clusters, draws)
@@ -80,7 +71,7 @@ def boundary_rows(
             {"recipe": recipe, "algorithm": algorithm, "rule": rule} | outcomes.measure(cell)
             for cell in _cells(trunks, branches)
         ]
-        _judge(measured)
+        judge(measured, VERDICTS)
         rows += measured
     return rows
 
@@ -96,7 +87,7 @@ class Cell(NamedTuple):
     """The cell's checkpoint of each of `seeds`."""
 
 
-def _map(scores: pa.Table, rule: str, recipe: str, algorithm: str, stage: str) -> tuple[Trunks, Branches]:
+def cells_of(scores: pa.Table, rule: str, recipe: str, algorithm: str, stage: str) -> tuple[Trunks, Branches]:
     """The SFT and RL checkpoints that `scores` holds for one rule, recipe and algorithm."""
     trunks: Trunks = {}
     branches: Branches = {}
@@ -191,16 +182,8 @@ class _Outcomes:
         """A row without q and verdict; `signs` (one per seed, for the verdict) is taken off later."""
         after = [self.column[path] for path in cell.after]
         before = self._trunk(cell.seeds, cell.sft_step)
-        change = self.solved[:, after] - self.solved[:, before]
-        healing = change.mean(axis=0)
-        low, high = percentile_interval(_mean(self.drawn, after) - _mean(self.drawn, before))
-        seed_low, seed_high = t_interval(healing) if cell.seed is None else (math.nan, math.nan)
-        p = None
-        if cell.rl_step:
-            if cell.seed is None:
-                p = cluster_sign_flip_p(change.mean(axis=1), self.labels)
-            else:
-                p = mcnemar_exact(int((change > 0).sum()), int((change < 0).sum()))
+        outcomes = Outcomes(self.solved, self.labels, self.drawn)
+        found = difference(outcomes, before, after, pooled=cell.seed is None, tested=cell.rl_step > 0)
         return {
             "scope": "pooled" if cell.seed is None else "seed",
             "seed": cell.seed,
@@ -208,13 +191,13 @@ class _Outcomes:
             "rl_step": cell.rl_step,
             "ood_sft": float(self.solved[:, before].mean()),
             "ood_rl": float(self.solved[:, after].mean()),
-            "healing": float(healing.mean()),
-            "healing_low": low,
-            "healing_high": high,
-            "healing_seed_low": None if math.isnan(seed_low) else seed_low,
-            "healing_seed_high": None if math.isnan(seed_high) else seed_high,
-            "p": p,
-            "signs": np.sign(healing),
+            "healing": found.value,
+            "healing_low": found.low,
+            "healing_high": found.high,
+            "healing_seed_low": found.seed_low,
+            "healing_seed_high": found.seed_high,
+            "p": found.p,
+            "signs": found.signs,
         } | self._recovery(cell, before, after)
 
     def _recovery(self, cell: Cell, before: list[int], after: list[int]) -> dict[str, float | None]:
@@ -230,11 +213,11 @@ class _Outcomes:
         peak = self._trunk(cell.seeds, peak_step)
         accuracy = self.solved[self.report]
         forgetting = float((accuracy[:, peak] - accuracy[:, before]).mean())
-        drawn_forgetting = _mean(self.drawn_report, peak) - _mean(self.drawn_report, before)
+        drawn_forgetting = mean_over(self.drawn_report, peak) - mean_over(self.drawn_report, before)
         if percentile_interval(drawn_forgetting)[0] <= _NOISE or forgetting <= _NOISE:
             return empty | {"forgetting": forgetting}
         healing = float((accuracy[:, after] - accuracy[:, before]).mean())
-        drawn_healing = _mean(self.drawn_report, after) - _mean(self.drawn_report, before)
+        drawn_healing = mean_over(self.drawn_report, after) - mean_over(self.drawn_report, before)
         low, high = ratio_interval(drawn_healing, drawn_forgetting)
         return {
             "forgetting": forgetting,
@@ -253,25 +236,3 @@ class _Outcomes:
 
     def _trunk(self, seeds: tuple[int, ...], step: int) -> list[int]:
         return [self.column[self.trunks[seed][step]] for seed in seeds]
-
-
-def _mean(drawn: Floats, columns: list[int]) -> Floats:
-    """(draws,) mean over seeds of resampled accuracies."""
-    means: Floats = drawn[:, columns].mean(axis=1)
-    return means
-
-
-def _judge(rows: list[dict[str, Any]]) -> None:
-    """Adds q and verdict in place; the families are the pooled rows and each seed's rows."""
-    for seed in {row["seed"] for row in rows}:
-        family = [row for row in rows if row["seed"] == seed]
-        adjusted = benjamini_hochberg([math.nan if row["p"] is None else row["p"] for row in family])
-        for row, q in zip(family, adjusted, strict=True):
-            row["q"] = None if row["p"] is None else float(q)
-            row["verdict"] = "unclear"
-            signs = row.pop("signs")
-            if row["q"] is not None and row["q"] < SIGNIFICANT:
-                if (signs > 0).all():
-                    row["verdict"] = "heals"
-                elif (signs < 0).all():
-                    row["verdict"] = "harms"
