@@ -39,9 +39,13 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         "tokens/s: the pool ÷ bare vLLM, and ÷ transformers one prompt at a time", "rollout"
     ),
     "rl": Benchmark("episodes/s: a whole PPO update ÷ one of TRL's GRPOTrainer", "rl"),
+    "sft": Benchmark("tokens/s: a trunk ÷ a bare TRL SFTTrainer; two workers ÷ one", "sft"),
     "sync": Benchmark("seconds: weights from learner to generators ÷ a memory copy of as many bytes", "sync"),
     "spectra": Benchmark(
         "seconds: the published ablation of edits ÷ ours; a worker's peak memory; Ray Data ÷ a bare loop",
         "spectra",
+    ),
+    "grid": Benchmark(
+        "a small map: trunk and branches shared ÷ every cell by itself; and what --plan said", "grid"
     ),
 }
