@@ -74,6 +74,13 @@ class Study(Settings):
                 f"sft.sharding (got 'none') is for one worker, but sft.workers and rl.workers ask for {workers}; use "
                 "ddp, fsdp2, zero2 or zero3"
             )
+        share, micro = self.sft.batch_size // workers, self.sft.micro_batch
+        if micro is not None and micro < share and share % micro:
+            fitting = [count for count in range(1, share + 1) if share % count == 0]
+            raise ValueError(
+                f"sft.micro_batch (got {micro}) does not divide the {share} examples of an update that each worker "
+                f"takes; use one of {fitting}"
+            )
         self._check_minibatches(self.rl.episodes // workers)
         return self
 

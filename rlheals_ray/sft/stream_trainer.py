@@ -76,6 +76,10 @@ class StreamTrainer(SFTTrainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def _get_learning_rate(self) -> float:
+        # The optimiser's own, not what a scheduler says that it set.
+        return float(cast(Any, self.optimizer).param_groups[0]["lr"])
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled or not _divided(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -32,6 +33,8 @@ TASK = TaskSettings.model_validate(
     {"name": "general_points", "cards": 3, "targets": TARGETS, "wording": "compact"}
 )
 STEPS = tuple(range(9))
+RATES = [1e-3 * (step / 4 if step < 4 else (1 + math.cos(math.pi * (step - 4) / 4)) / 2) for step in range(8)]
+"""Four updates of warm-up, then half a cosine, as transformers has it."""
 WRAPPED = {
     "ddp": "DistributedDataParallel",
     "fsdp2": "FSDPLlamaForCausalLM",
@@ -47,10 +50,10 @@ def trunk(pids: str, report: Report, **arguments: Any) -> None:
     train_trunk(**arguments, report=report)
 
 
-def study_of(sharding: str) -> Study:
+def study_of(sharding: str, **more: Any) -> Study:
     # The rate rises over the first steps: AdamW's very first ones are of full size for rounding noise too.
     sft = {"steps": STEPS, "learning_rate": 1e-3, "warmup_steps": 4, "batch_size": 8, "workers": 2}
-    settings = SFTSettings.model_validate({**sft, "sharding": sharding})
+    settings = SFTSettings.model_validate({**sft, "lr_schedule": "cosine", "sharding": sharding, **more})
     return Study.model_validate(
         {"task": TASK.model_dump(), "sft": settings, "rl": {"from_steps": [0], "workers": 2}}
     )
@@ -63,14 +66,21 @@ class Laboratory:
     training: Training
     root: Path
 
-    def train(self, sharding: str, during: Callable[[Path], None] | None = None) -> StudyFiles:
-        files = StudyFiles(self.root / sharding)
+    def train(
+        self,
+        sharding: str,
+        during: Callable[[Path], None] | None = None,
+        trunk: Trunk | None = None,
+        **more: Any,
+    ) -> StudyFiles:
+        files = StudyFiles(self.root / "-".join([sharding, *more]))
         nano.save(nano.untrained(TARGETS, seed=0), TARGETS, _made(files.checkpoint(BASE)))
         pids = files.root / "pids"
         work = Work(
             f"{sharding}-{time.monotonic_ns()}",
             "tests.ray.test_sft_sharding:trunk",
-            {"study": study_of(sharding), "files": files, "trunk": TRUNK, "unit": UNIT, "base": BASE}
+            {"study": study_of(sharding, **more), "files": files, "trunk": trunk or TRUNK, "unit": UNIT}
+            | {"base": BASE}
             | {"pids": str(pids)},
         )
         disturber = threading.Thread(target=during, args=(pids,)) if during else None
@@ -123,7 +133,7 @@ def reference() -> tuple[list[float], dict[str, torch.Tensor]]:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * min(1.0, step / settings.warmup_steps)
+            group["lr"] = RATES[step]
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
@@ -136,6 +146,10 @@ def check(files: StudyFiles, sharding: str, reference: tuple[list[float], dict[s
     assert [row["step"] for row in rows] == list(STEPS)
     assert {row["wrapped_model"] for row in rows} == {WRAPPED[sharding]}
     assert [row["train_loss"] for row in rows[1:]] == pytest.approx(losses, abs=1e-3)
+    assert [row["learning_rate"] for row in rows[1:]] == pytest.approx(RATES)  # read from the optimiser
+    whole = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+    share = 0.5 if sharding in ("fsdp2", "zero3") else 1.0
+    assert {row["parameter_bytes"] / whole for row in rows} == {pytest.approx(share, abs=0.03)}
     for step in STEPS:
         assert files.holds(TRUNK.checkpoint(step), UNIT.fingerprint)
         assert (files.checkpoint(TRUNK.checkpoint(step)) / "model.safetensors").exists()
@@ -161,6 +175,55 @@ def test_so_do_the_other_modes_one_after_the_other_in_the_same_processes(
     check(laboratory.train(sharding), sharding, reference)
 
 
+HOW: Mapping[str, Mapping[str, Any]] = {
+    "micro-batches": {"micro_batch": 2},
+    "packed": {"packing": True, "micro_batch": 2},
+    "activations computed again": {"gradient_checkpointing": True},
+}
+
+
+@pytest.mark.parametrize(
+    ("sharding", "how"),
+    [
+        pytest.param(sharding, how, marks=() if (sharding, how) == ("zero3", "packed") else pytest.mark.slow)
+        for sharding in WRAPPED
+        for how in HOW
+    ],
+)
+def test_what_saves_memory_changes_nothing(
+    laboratory: Laboratory,
+    reference: tuple[list[float], dict[str, torch.Tensor]],
+    sharding: str,
+    how: str,
+) -> None:
+    check(laboratory.train(sharding, **HOW[how]), sharding, reference)
+
+
+@pytest.mark.parametrize("sharding", [pytest.param(name, marks=pytest.mark.slow) for name in WRAPPED])
+def test_bfloat16_is_near_and_leaves_float32_weights(
+    laboratory: Laboratory, reference: tuple[list[float], dict[str, torch.Tensor]], sharding: str
+) -> None:
+    files = laboratory.train(sharding, precision="bfloat16")
+    rows = files.read_part("sft", UNIT).to_pylist()
+    found = [row["train_loss"] for row in rows[1:]]
+    assert found == pytest.approx(reference[0], abs=0.02)  # bfloat16 rounds to 2^-8 relative
+    assert found != pytest.approx(reference[0], abs=1e-6)
+    last = AutoModelForCausalLM.from_pretrained(files.checkpoint(TRUNK.checkpoint(STEPS[-1])))
+    assert {parameter.dtype for parameter in last.parameters()} == {torch.float32}
+
+
+def test_lora_publishes_whole_models_that_have_learned(laboratory: Laboratory) -> None:
+    trunk = Trunk("lora", 0)
+    files = laboratory.train("ddp", trunk=trunk, recipe="lora", learning_rate=1e-2, state_every=3)
+    rows = files.read_part("sft", UNIT).to_pylist()
+    assert rows[-1]["train_loss"] < rows[1]["train_loss"] - 0.1
+    start = nano.untrained(TARGETS, seed=0).state_dict()
+    last = AutoModelForCausalLM.from_pretrained(files.checkpoint(trunk.checkpoint(STEPS[-1]))).state_dict()
+    assert last.keys() == start.keys()
+    moved = {name.split(".")[-2] for name, tensor in last.items() if not torch.equal(tensor, start[name])}
+    assert moved == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp2", "zero2", "zero3"])
 def test_a_worker_killed_on_the_way_changes_nothing(
@@ -170,7 +233,7 @@ def test_a_worker_killed_on_the_way_changes_nothing(
 
     def kill(pids: Path) -> None:
         state = pids.parent / "state"
-        while not any(state.rglob("PUBLISHED")):
+        while not any(state.rglob("COMPLETE")):
             time.sleep(0.01)
         delay = random.uniform(0, 0.5)
         time.sleep(delay)
