@@ -10,7 +10,10 @@ import pyarrow as pa
 from rlheals_ray import tables
 from rlheals_ray.config import Study
 from rlheals_ray.evaluation.boundary import boundary_rows
+from rlheals_ray.evaluation.controls import control_rows
+from rlheals_ray.evaluation.edges import edge_rows
 from rlheals_ray.evaluation.predictors import predictor_rows
+from rlheals_ray.evaluation.recommendation import recommendation_rows
 from rlheals_ray.grid.branch_states import branch_rows
 from rlheals_ray.grid.edits import planned_edits
 from rlheals_ray.grid.hidden import hidden_unit
@@ -51,12 +54,23 @@ def outcome_rows(
     Every recipe is judged by itself, and a control in families of its own (boundary_rows is called once for each).
     """
     cells = with_starts(scores, study)
-    boundary = []
-    for recipe in study.sft.recipes:
-        boundary += boundary_rows(episodes, cells, groups, recipe, study.rl.algorithm)
+    algorithm, recipes = study.rl.algorithm, study.sft.recipes
+    boundary, controls, edges = [], [], []
+    for recipe in recipes:
+        healing = boundary_rows(episodes, cells, groups, recipe, algorithm)
+        edges += edge_rows(healing, episodes, cells, groups, recipe, algorithm)
+        boundary += healing
         for control in study.controls.kinds:
             boundary += boundary_rows(episodes, cells, groups, recipe, control, stage="control")
-    return {"boundary": boundary}
+            controls += control_rows(episodes, cells, groups, recipe, algorithm, control)
+    return {
+        "boundary": boundary,
+        "controls": controls,
+        "edges": edges,
+        "recommendation": recommendation_rows(
+            episodes, cells, groups, study.recommendation, recipes, algorithm
+        ),
+    }
 
 
 def with_starts(scores: pa.Table, study: Study) -> pa.Table:
