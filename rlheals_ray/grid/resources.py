@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -36,8 +36,8 @@ class Resources:
     worker_gib: float = 1.2
     shared_gib: float = 0.0
     """What a group holds once for all its workers: weights on their way to the engines, a state that is gathered."""
-    remedies: tuple[str, ...] = ()
-    """Settings that ask for less memory, and how much they ask for."""
+    remedies: tuple[tuple[str, float, float], ...] = ()
+    """Settings that ask for less memory; how much in all, and how much in the largest process."""
 
     @property
     def cpus(self) -> int:
@@ -75,14 +75,12 @@ def resources_of(study: Study) -> Resources:
     Raises InputError where the size of base.model cannot be read.
     """
     asked = _asked(study)
-    remedies = []
-    for changes, what in _alternatives(study):
+    remedies: dict[str, tuple[str, float, float]] = {}
+    for kind, changes, what in _alternatives(study):
         other = _asked(_changed(study, changes))
         if other.memory_gib < asked.memory_gib or other.largest_gib < asked.largest_gib:
-            remedies.append(
-                f"{what} ({other.memory_gib:.1f} GiB in all, {other.largest_gib:.1f} GiB in one process)"
-            )
-    return Resources(**{**vars(asked), "remedies": tuple(remedies)})
+            remedies.setdefault(kind, (what, other.memory_gib, other.largest_gib))
+    return replace(asked, remedies=tuple(remedies.values()))
 
 
 def _asked(study: Study) -> Resources:
@@ -99,30 +97,25 @@ def _asked(study: Study) -> Resources:
     )
 
 
-def _alternatives(study: Study) -> Iterator[tuple[dict[str, dict[str, object]], str]]:
-    """Other settings of the same study that ask for less: (changes, how they are written)."""
+def _alternatives(study: Study) -> Iterator[tuple[str, dict[str, dict[str, object]], str]]:
+    """Other settings of the same study that may ask for less: (kind, changes, how they are written)."""
     least = study.rollout.generators_per_branch
     if study.rollout.generators > least:
-        yield {"rollout": {"generators": least}}, f"rollout.generators={least}"
+        yield "generators", {"rollout": {"generators": least}}, f"rollout.generators={least}"
     if least > 1:
-        yield (
-            {"rollout": {"generators": 1, "generators_per_branch": 1}},
-            "rollout.generators=1 rollout.generators_per_branch=1",
-        )
+        one: dict[str, object] = {"generators": 1, "generators_per_branch": 1}
+        yield "team", {"rollout": one}, "rollout.generators=1 rollout.generators_per_branch=1"
     mode = study.sft.sharding
     sharded = mode if mode in ("fsdp2", "zero3") else "fsdp2"
     present = max(study.sft.workers, study.rl.workers)
     for workers in (2, 4, 8, 16):
-        if workers <= (present if sharded == mode else 1):
-            continue
-        if study.sft.batch_size % workers or study.rl.episodes % workers:
-            continue
-        changes: dict[str, dict[str, object]] = {
-            "sft": {"sharding": sharded, "workers": workers},
-            "rl": {"workers": workers},
-        }
-        yield changes, f"sft.sharding={sharded} sft.workers={workers} rl.workers={workers} over several nodes"
-        break
+        divides = study.sft.batch_size % workers == study.rl.episodes % workers == 0
+        if divides and workers > (present if sharded == mode else 1):
+            changes: dict[str, dict[str, object]] = {
+                "sft": {"sharding": sharded, "workers": workers},
+                "rl": {"workers": workers},
+            }
+            yield "sharding", changes, f"sft.sharding={sharded} sft.workers={workers} rl.workers={workers}"
 
 
 def _changed(study: Study, changes: dict[str, dict[str, object]]) -> Study:
@@ -184,10 +177,16 @@ def _check_memory(needed: Resources, memory: float, nodes: Sequence[float], wher
     else:
         return
     remedy = remedy.replace("this machine", "a machine")
-    others = "".join(f"{what}, or " for what in needed.remedies)
+    fitting = [what for what, total, one in needed.remedies if total <= memory and one <= max(nodes)]
+    less = [
+        f"{what} asks for {total:.1f} GiB, {one:.1f} of them in one process"
+        for what, total, one in needed.remedies
+    ]
+    others = "".join(f"{what}, or " for what in fitting)
+    smaller = f" ({'; '.join(less)})" if less and not fitting else ""
     raise InputError(
         f"base.model, rollout.generators, sft.sharding, sft.workers and rl.workers ask for {needed.explain()} "
-        f"({needed.memory()}), but {short}; use {others}{remedy}, or a GPU for each generator and worker."
+        f"({needed.memory()}), but {short}; use {others}{remedy}{smaller}, or a GPU for each generator and worker."
     )
 
 
