@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +13,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from rlheals_ray import tables
 from rlheals_ray.config import InputError, Study
+from rlheals_ray.evaluation.predictors import predictor_rows
 from rlheals_ray.grid.preflight import preflight
 from rlheals_ray.grid.units import StudyUnits
 from rlheals_ray.lineage import BASE, trunks
 from rlheals_ray.models.base import write_taken_over
 from rlheals_ray.models.checkpoint import Checkpoint
-from rlheals_ray.sft.taken_over import take_over
+from rlheals_ray.report import build_report
+from rlheals_ray.sft.losses import held_out_losses
+from rlheals_ray.sft.taken_over import ENGINE, take_over
 from rlheals_ray.storage import StudyFiles, new_directory
+from rlheals_ray.tasks import get_task
+from tests.report_outcomes import complete
+from tests.report_tables import write_study
 from tests.tiny_mllama import tiny_mllama
 from tests.toy_lab import toy_study
 from tests.toy_model import write_toy_model
@@ -187,3 +195,33 @@ def test_a_trunk_of_ones_own_without_its_base_is_refused_with_the_remedy(base: P
 def test_where_the_seed_stands_in_a_path_is_checked(base: Path, path: str, told: str) -> None:
     with pytest.raises(InputError, match=told):
         preflight(mapped(base, {5: path}, seeds=[0, 1]))
+
+
+@pytest.mark.slow
+def test_its_report_and_its_predictors_do_without_a_train_loss(tmp_path: Path) -> None:
+    found = complete((0,))
+    unknown = ("train_loss", "learning_rate", "grad_norm", "tokens", "seconds", "wrapped_model", "train_run")
+    rows = [
+        {**row, **dict.fromkeys(unknown), "engine": ENGINE, "parameter_bytes": None}
+        for row in found["sft"].to_pylist()
+    ]
+    found = {**found, "sft": tables.table("sft", rows)}
+    quantities = {row["quantity"] for row in predictor_rows(found, draws=10)}
+    assert {"id_loss", "ood_loss"} <= quantities and "train_loss" not in quantities
+    page = build_report(write_study(tmp_path / "study", found)).read_text()
+    words = re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL)
+    assert "OOD" in words and not re.search(r"\b(nan|None)\b", words)
+
+
+def test_its_held_out_losses_are_those_of_the_users_checkpoints(base: Path) -> None:
+    study = mapped(base, {5: str(trunk_of(base, seed=0, step=5))})
+    task = get_task(study.task.name)
+    problems = task.problems("id", "eval", 8, seed=0)
+    files = made(study, base)
+    taken = files.checkpoint(trunks(study)[0].checkpoint(5))
+    with_tokenizer = base.parent / "tuned"
+    shutil.copytree(base, with_tokenizer)
+    shutil.copy(base.parent / "trunk-0" / "step-5" / "model.safetensors", with_tokenizer)
+    (loss,), (expected,) = (held_out_losses([d], study.task, problems) for d in (taken, with_tokenizer))
+    (of_base,) = held_out_losses([base], study.task, problems)
+    assert loss == expected != of_base
