@@ -14,6 +14,7 @@ from rlheals_ray.report.figures import (
     SFT_BLUE,
     VERDICT_COLOUR,
     Figure,
+    Key,
     accuracy_axis,
     axis,
     even_steps,
@@ -67,7 +68,10 @@ def headline(accuracies: Accuracies, cells: Sequence[Row], problems: Mapping[str
             )
             panel.gains(trunk, largest, mine)
         panel.labels(trunk, largest, after)
-    return Figure("headline", "What SFT loses and what RL wins back", figure, _caption(accuracies, problems))
+    keys = [Key("after SFT", SFT_BLUE, symbol="circle")]
+    keys += [Key(after, RL_ORANGE, symbol="square")] if largest else []
+    title, caption = "What SFT loses and what RL wins back", _caption(accuracies, problems)
+    return Figure("headline", title, figure, caption, keys)
 
 
 def _caption(accuracies: Accuracies, problems: Mapping[str, int]) -> str:
@@ -225,7 +229,7 @@ class _Panel:
             placed += [along([x - half[0], x + half[0]], [row, row]) for row in (y - half[1], y, y + half[1])]
             font = {"color": lines[name][1], "size": 14}
             self.figure.add_annotation(
-                x=x, y=y, text=f"<b>{name}</b>", showarrow=False, font=font, **self.refs
+                x=x, y=y, text=f"<b>{name}</b>", showarrow=False, font=font, name="label", **self.refs
             )
 
     def _along(self, means: Means) -> Points:

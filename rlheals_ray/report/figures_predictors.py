@@ -168,6 +168,7 @@ def _forest(rows: Sequence[Row]) -> go.Figure:
         },
     )
     figure.layout.meta["labels"] = 6.4 * max(map(len, labels))
+    figure.layout.meta["rows"] = len(rows)
     figure.layout.meta["widest"] = 900
     return figure
 

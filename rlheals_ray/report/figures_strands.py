@@ -129,7 +129,7 @@ def edge_ranges(strands: Sequence[Strand], what: str) -> Figure | None:
         for shift, row in zip((0.2, -0.2), ends, strict=False):
             _edge(figure, one, row, line, line + shift, at)
     figure.update_layout(
-        xaxis_title_text="SFT steps before RL (evenly spaced)",
+        xaxis_title_text="SFT steps before RL",
         yaxis={
             "tickvals": list(range(len(drawn))),
             "ticktext": [escape(_wrapped(one.name)).replace("\n", "<br>") for one, _ in drawn],

@@ -7,9 +7,19 @@
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
   function place(layout, width) {
-    const { panels, height, columns, narrowest, labels = 0 } = layout.meta;
+    const { panels, columns, narrowest, rows } = layout.meta;
     const full = Math.min(width, layout.meta.widest || width);
+    let { height, labels = 0 } = layout.meta;
+    const above = rows && labels > 0.45 * full;   // names of rows stand above them, where there is no room beside them
+    if (above) { labels = 0; height += 14 * rows; }
     const left = Math.max(LEFT, 16 + labels), between = Math.max(BETWEEN, 28 + labels);
+    if (above) {
+      layout.yaxis.showticklabels = false;
+      layout.annotations.push(...layout.yaxis.categoryarray.map((text) => ({
+        text, x: 0, xref: "x domain", y: text, xanchor: "left", xshift: 4 - left, yshift: 12, showarrow: false,
+        font: { size: 11 },
+      })));
+    }
     const right = layout.meta.right || (layout.yaxis2 && layout.yaxis2.overlaying ? LEFT : RIGHT);
     const across = Math.max(1, Math.min(columns, panels, Math.floor(full / narrowest)));
     const down = Math.ceil(panels / across);
@@ -23,12 +33,20 @@
       layout["yaxis" + suffix].domain = [Math.max(0, 1 - (y + inner.height) / tall), 1 - y / tall];
     }
     for (const note of layout.annotations || []) {
-      if (note.name === "title") note.xshift = -labels;
+      if (note.name === "title") {
+        note.xshift = -labels;
+        const needed = 9 * note.text.replace(/<[^>]*>/g, "").length, room = wide + labels + right - 8;
+        if (needed > room) note.font.size = Math.max(10, Math.floor(note.font.size * room / needed));
+      }
+      if (note.name === "label") note.visible = wide >= 380;   // the legend above says the same
       if (note.name === "gain" && wide / layout.xaxis.tickvals.length < 33) note.textangle = -90;
     }
     for (let i = 0; i < panels; i++) {
       const axis = layout["xaxis" + (i ? i + 1 : "")];
-      if (axis.tickvals && wide / axis.tickvals.length < 33) axis.tickfont = { size: 10 };
+      if (axis.type === "category" && axis.tickfont && wide < 280) axis.tickfont = { size: 9 };
+      const room = axis.tickvals && wide / axis.tickvals.length;
+      if (room < 33) axis.tickfont = { size: 10 };
+      if (room < 19) axis.ticktext = (axis.ticktext || axis.tickvals).map((text, j) => j % 2 ? "" : text);
     }
     layout.margin = { l: left, r: right, t: TOP, b: BOTTOM, pad: 0 };
     layout.width = full;

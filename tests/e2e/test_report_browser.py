@@ -134,7 +134,10 @@ def test_text_of_the_headline_does_not_overlap(browser: webdriver.Chrome, tmp_pa
               texts.slice(i + 1).filter(([, boxB]) => hit(boxA, boxB)).map(([b]) => `${a} / ${b}`))];
             """
         )
-        assert count > 40 and overlaps == [], width
+        names = browser.execute_script("return document.querySelector('#headline .legend').innerText")
+        assert "after SFT" in names and "after 30 RL updates" in names
+        # Where there is no room, the four names beside the lines give way to the legend.
+        assert count > (40 if width > 600 else 36) and overlaps == [], width
 
 
 def test_a_reader_switches_between_the_views_of_a_figure(browser: webdriver.Chrome, tmp_path: Path) -> None:
