@@ -114,7 +114,7 @@ def disk_lines(study: Study) -> list[str]:
     """For the plan."""
     found = disk(study)
     kinds = ", ".join(
-        f"{kind} {stored.count} = {in_units(stored.bytes)}"
+        f"{kind} {'at most ' if kind in ('control', 'edit') else ''}{stored.count} = {in_units(stored.bytes)}"
         for kind, stored in found.checkpoints.items()
         if stored.count
     )
@@ -122,8 +122,8 @@ def disk_lines(study: Study) -> list[str]:
     lines = [
         f"to be stored: {count} checkpoints = {in_units(total)} ({kinds}; edits link what they leave alone)",
         f"factors of at most {found.factors.count} checkpoints and updates: {in_units(found.factors.bytes)}; "
-        f"hidden states: {in_units(found.hidden.bytes)}; resumable states while training: at most {found.states.count} = "
-        f"{in_units(found.states.bytes)} (weights and AdamW's moments, {STATES} a run)",
+        f"hidden states: {in_units(found.hidden.bytes)}; resumable states while training: at most "
+        f"{found.states.count} = {in_units(found.states.bytes)} (weights and AdamW's moments, {STATES} a run)",
         f"at the most {in_units(found.peak)} at one time, tables and logs apart",
     ]
     if study.keep != "all":

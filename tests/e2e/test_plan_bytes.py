@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Run
 
 from rlheals_ray.config import Study
 from rlheals_ray.grid.plan_bytes import disk
 from rlheals_ray.grid.plan_counts import counts
 from rlheals_ray.grid.plan_time import estimates
 from rlheals_ray.grid.rates import NOT_SETTINGS, rates_for
+from tests.e2e.conftest import Run
 
 
 def study_of(run: Run) -> Study:
@@ -26,11 +26,19 @@ def apparent(directory: Path) -> int:
     return sum({file.st_ino: file.st_size for file in files}.values())
 
 
-@pytest.mark.parametrize("kind", ["base", "sft", "rl", "control"])
+@pytest.mark.parametrize("kind", ["base", "sft", "rl"])
 def test_checkpoints_are_as_large_and_as_many_as_planned(whole: Run, kind: str) -> None:
     planned, where = disk(study_of(whole)).checkpoints[kind], whole.root / "checkpoints" / kind
     assert len(list(where.rglob("provenance.json"))) == planned.count
     assert apparent(where) == pytest.approx(planned.bytes, rel=0.03)
+
+
+def test_controls_take_no_more_than_planned(whole: Run) -> None:
+    """A control without one solved sample to learn from leaves no checkpoint."""
+    planned, where = disk(study_of(whole)).checkpoints["control"], whole.root / "checkpoints" / "control"
+    found = len(list(where.rglob("provenance.json")))
+    assert 0 < found <= planned.count
+    assert apparent(where) == pytest.approx(planned.bytes * found / planned.count, rel=0.03)
 
 
 def test_edits_and_factors_take_no_more_than_planned(whole: Run) -> None:
