@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +14,8 @@ from rlheals_ray.models.chat import ChatFormat
 from rlheals_ray.sft.data import IGNORE, Example, evaluation_examples
 from rlheals_ray.tasks import Problem, get_task
 
-BATCH = 64
+LOGITS = 1 << 26
+"""Logits that a batch may have, 256 MiB in float32: a large vocabulary makes batches smaller."""
 
 
 def held_out_losses(
@@ -30,16 +31,26 @@ def held_out_losses(
 def _loss(directory: Path, examples: Sequence[Example]) -> float:
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     total, count = 0.0, 0
-    for start in range(0, len(examples), BATCH):
-        batch = examples[start : start + BATCH]
+    for batch in _batches(examples, model.config.get_text_config().vocab_size):
         ids = _pad([example.input_ids for example in batch], 0)
         labels = _pad([example.labels for example in batch], IGNORE)[:, 1:]
-        logits = model(input_ids=ids).logits[:, :-1].float()
-        total += F.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum"
-        ).item()
-        count += int((labels != IGNORE).sum())
+        counted = labels != IGNORE
+        logits = model(input_ids=ids).logits[:, :-1][counted].float()
+        total += F.cross_entropy(logits, labels[counted], reduction="sum").item()
+        count += int(counted.sum())
     return total / count
+
+
+def _batches(examples: Sequence[Example], vocabulary: int) -> Iterator[list[Example]]:
+    """Examples of like length together, as many as LOGITS allows and at least one."""
+    batch: list[Example] = []
+    for example in sorted(examples, key=lambda example: len(example.input_ids)):
+        if batch and (len(batch) + 1) * len(example.input_ids) * vocabulary > LOGITS:
+            yield batch
+            batch = []
+        batch.append(example)
+    if batch:
+        yield batch
 
 
 def _pad(rows: Sequence[list[int]], value: int) -> torch.Tensor:
