@@ -11,7 +11,7 @@ from rich.table import Table
 
 from rlheals_ray.config import Study, dump_study
 from rlheals_ray.connection import SLOTS_PER_CORE, local_slots, named_cluster
-from rlheals_ray.grid.plan_bytes import disk_lines
+from rlheals_ray.grid.plan_bytes import check_disk, disk_lines
 from rlheals_ray.grid.plan_counts import counts, sharing_lines
 from rlheals_ray.grid.plan_memory import memory_lines
 from rlheals_ray.grid.plan_time import time_lines
@@ -27,6 +27,7 @@ def print_plan(study: Study, address: str | None = None) -> int:
     """Print the plan; returns 0. Raises InputError for a study that is wrong or does not fit."""
     files = preflight(study)
     needed = resources_of(study)
+    check_disk(study, files)
     console = Console()
     resolved = yaml.safe_dump(dump_study(study), sort_keys=False)
     # What does not fit is told instead of a plan.
@@ -46,7 +47,7 @@ def print_plan(study: Study, address: str | None = None) -> int:
         *sharing_lines(study),
         f"asks for {needed.explain()}; {where}",
         *memory_lines(study),
-        *disk_lines(study),
+        *disk_lines(study, files),
         *time_lines(study, files),
     ]
     for line in lines:

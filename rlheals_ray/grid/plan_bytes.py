@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rlheals_ray.config import Study, edit_kinds
+from rlheals_ray.config import InputError, Study, edit_kinds
 from rlheals_ray.grid.model_size import FLOAT32, ModelSize, model_size
 from rlheals_ray.grid.plan_counts import counts, edit_names
 from rlheals_ray.grid.resources import resources_of
 from rlheals_ray.grid.units import edit_name
 from rlheals_ray.lineage import trunks
+from rlheals_ray.storage import StudyFiles
 
 STATES = 2
 """Of one run: `KEPT` of sft/run_state.py, and a branch's version while the next one is written."""
@@ -75,6 +77,30 @@ def disk(study: Study) -> Disk:
     )
 
 
+def check_disk(study: Study, files: StudyFiles) -> None:
+    """Raises InputError where a new study's checkpoints of trunks and branches alone exceed the free space.
+
+    A study that is there already has part of it; what is only stored at most (controls, edits) is not held against it.
+    """
+    if files.root.exists():
+        return
+    found, free = disk(study), free_bytes(files)
+    least = sum(found.checkpoints[kind].bytes for kind in ("base", "sft", "rl")) + found.states.bytes
+    if least > free:
+        raise InputError(
+            f"storage (got {str(files.root.parent)!r}): the study stores at least {in_units(least)} (base, trunks, "
+            f"branches and their resumable states; with controls, factors and edits up to {in_units(found.peak)}), and "
+            f"{in_units(free)} are free there; use --storage with more space, or fewer of seeds, sft.steps, "
+            "rl.from_steps and rl.budgets (keep removes checkpoints only when the study is done)."
+        )
+
+
+def free_bytes(files: StudyFiles) -> int:
+    """What is free where the study is, or will be, kept."""
+    there = next(parent for parent in (files.root, *files.root.parents) if parent.exists())
+    return shutil.disk_usage(there).free
+
+
 def _states(study: Study, size: ModelSize) -> Stored:
     """Two states of each run under way: the newest, and the one before while that is being written."""
     needed, each = resources_of(study), counts(study)
@@ -110,7 +136,7 @@ def _hidden_bytes(study: Study, size: ModelSize) -> int:
     return FLOAT32 * 2 * problems * (size.layers + 1) * size.hidden
 
 
-def disk_lines(study: Study) -> list[str]:
+def disk_lines(study: Study, files: StudyFiles) -> list[str]:
     """For the plan."""
     found = disk(study)
     kinds = ", ".join(
@@ -124,7 +150,8 @@ def disk_lines(study: Study) -> list[str]:
         f"factors of at most {found.factors.count} checkpoints and updates: {in_units(found.factors.bytes)}; "
         f"hidden states: {in_units(found.hidden.bytes)}; resumable states while training: at most "
         f"{found.states.count} = {in_units(found.states.bytes)} (weights and AdamW's moments, {STATES} a run)",
-        f"at the most {in_units(found.peak)} at one time, tables and logs apart",
+        f"at the most {in_units(found.peak)} at one time, tables and logs apart; "
+        f"{in_units(free_bytes(files))} are free",
     ]
     if study.keep != "all":
         left = f"keep={study.keep}: when the study is done, about {in_units(found.kept[study.keep])} of them stay"

@@ -16,6 +16,7 @@ from ray.exceptions import RayError
 
 from rlheals_ray.config import Study
 from rlheals_ray.connection import connect, named_cluster
+from rlheals_ray.grid.plan_bytes import check_disk
 from rlheals_ray.grid.progress import Timings
 from rlheals_ray.grid.resources import Resources, check_cluster, check_local, resources_of
 from rlheals_ray.grid.units import StudyUnits
@@ -52,7 +53,8 @@ class Session:
         return resources_of(self.study)
 
     def check_resources(self) -> None:
-        """Raises InputError when the study does not fit the cluster, or this machine; joins the cluster."""
+        """Raises InputError when the study does not fit the disk, the cluster or this machine; joins the cluster."""
+        check_disk(self.study, self.files)
         if self.is_remote:
             self.connect()
             total = ray.cluster_resources()

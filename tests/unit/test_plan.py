@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,18 @@ def test_weights_in_gpus_are_no_matter_of_the_nodes_memory(seven: Path) -> None:
 def test_keeping_less_leaves_less() -> None:
     kept = disk(load_study("nano")).kept
     assert kept["best"] < kept["boundary"] < kept["all"]
+
+
+@pytest.mark.parametrize("plan", [(), ("--plan",)], ids=["run", "plan"])
+def test_a_disk_that_is_too_small_is_refused_with_what_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], plan: tuple[str, ...]
+) -> None:
+    full = shutil.disk_usage(tmp_path)._replace(free=3 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    assert main("grid", "", ["tiny", *plan, "--storage", str(tmp_path / "runs")]) == 2
+    err = capsys.readouterr().err
+    assert "storage" in err and "3.0 MiB are free" in err and "--storage" in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_schedule_that_is_printed_is_the_one_that_trains() -> None:
