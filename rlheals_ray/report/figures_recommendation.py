@@ -45,7 +45,7 @@ def trade_off(rows: Sequence[Row]) -> Figure | None:
                 hovertemplate="%{text}<extra></extra>",
             )
         )
-    floors = {row["id_floor"] for row in known if row["id_floor"] is not None}
+    floors = {row["id_floor"] for row in known if (row["id_floor"] or 0) > 0}
     for floor in floors if len(floors) == 1 else ():
         figure.add_vline(x=floor, line={"color": GREY, "width": 2, "dash": "dash"})
         figure.add_annotation(
@@ -57,7 +57,7 @@ def trade_off(rows: Sequence[Row]) -> Figure | None:
             yanchor="bottom",
             yshift=2,
         )
-    chosen = chosen_row(known)
+    chosen = chosen_row(known) if any(row["ood"] for row in known) else None
     if chosen:
         _chosen(figure, chosen)
         keys.append(Key(f"recommended: {place_words(chosen)}", GREY, "none", "ring"))

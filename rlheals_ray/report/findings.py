@@ -39,7 +39,9 @@ def findings_of(tables: Tables, clusters: Mapping[str, str] | None = None) -> li
     return [
         *_forgetting(accuracies, peak),
         *recovery_findings(cells, accuracies, of_edges(every["edges"], variant)),
-        *control_findings(main["controls"], cells, bool(accuracies.starts("ood"))),
+        *control_findings(
+            main["controls"], cells, bool(accuracies.starts("ood")), main["branches"].to_pylist()
+        ),
         *recommendation_findings(every["recommendation"].to_pylist()),
         *strand_findings(strands(every), clusters),
         *loss_findings(main["sft"], peak, loss_stops(main["sft"], accuracies, main["episodes"], clusters)),

@@ -44,11 +44,14 @@ def at_largest(rows: Iterable[Row]) -> list[Row]:
     return list(best.values())
 
 
-def control_findings(controls: pa.Table, cells: Sequence[Row], after_rl: bool) -> list[Finding]:
+def control_findings(
+    controls: pa.Table, cells: Sequence[Row], after_rl: bool, branches: Iterable[Row] = ()
+) -> list[Finding]:
     """“RL heals more than as much SFT does”, against each control: yes where RL is better from each start that heals.
 
-    `cells`: those of `healing_cells`; `after_rl`: whether any checkpoint after RL was probed. No where RL is
-    worse than the control from such a start and better from none; open otherwise.
+    No where RL is worse than the control from such a start and better from none; open otherwise. `cells`: those of
+    `healing_cells`; `after_rl`: whether any checkpoint after RL was probed; `branches`: of that table, by which a
+    control without a comparison is known to have been tried.
     """
     rows = at_largest(control_cells(controls))
     heals = {(row["sft_step"], row["rl_step"]) for row in cells if row["verdict"] == "heals"}
@@ -56,7 +59,12 @@ def control_findings(controls: pa.Table, cells: Sequence[Row], after_rl: bool) -
     for name in CONTROLS:
         if mine := [row for row in rows if row["control"] == name]:
             found.append(_verdict(name, mine, heals))
-    missing = [name for name in CONTROLS if all(row["control"] != name for row in rows)]
+    known = {row["algorithm"] for row in branches}
+    absent = [name for name in CONTROLS if all(row["control"] != name for row in rows)]
+    if started := [name for name in absent if name in known]:
+        text = f"Whether RL heals more than {listed(started)} is open: no such control came to its end."
+        found.append(Finding("controls_unfinished", text, None))
+    missing = [name for name in absent if name not in known]
     if missing and after_rl:
         found.append(Finding("controls", NOT_RUN.format(missing=listed(missing)), None))
     return found

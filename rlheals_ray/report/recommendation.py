@@ -26,6 +26,8 @@ def chosen_row(rows: Sequence[Row]) -> Row | None:
 
 def stop_words(row: Row, named: bool = False) -> str:
     """`stop SFT at 15, then RL for 30 updates`; `named`: with the recipe and algorithm."""
+    if not row["sft_step"] and not row["rl_step"]:
+        return f"take the base as it is{_kind(row, named)}"
     sft = f"stop SFT at step {row['sft_step']}" if row["sft_step"] else "leave out SFT"
     rl = f"then RL for {row['rl_step']} updates" if row["rl_step"] else "and leave out RL"
     return f"{sft}, {rl}{_kind(row, named)}"
@@ -41,7 +43,9 @@ def place_words(row: Row) -> str:
 
 
 def several_kinds(rows: Sequence[Row]) -> bool:
-    return len({(row["recipe"], row["algorithm"]) for row in rows}) > 1
+    """Whether rows are of several recipes or algorithms; of SFT alone a row names no algorithm."""
+    recipes, algorithms = ({row[name] for row in rows} - {None} for name in ("recipe", "algorithm"))
+    return len(recipes) > 1 or len(algorithms) > 1
 
 
 def recommendation_words(rows: Sequence[Row]) -> str:
@@ -49,6 +53,10 @@ def recommendation_words(rows: Sequence[Row]) -> str:
     row = chosen_row(rows)
     if row is None:
         return _none_chosen(rows)
+    if not any(one["ood"] for one in rows):
+        return (
+            "There is nothing to recommend: OOD accuracy is 0 in every cell, so no place to stop is better."
+        )
     words = stop_words(row, several_kinds(rows))
     over = _seeds(row["ood_seed_low"], row["ood_seed_high"])
     text = (
@@ -56,7 +64,7 @@ def recommendation_words(rows: Sequence[Row]) -> str:
         f"{over}, ID accuracy {number(row['id'])}{interval(row['id_low'], row['id_high'])}"
     )
     if row["id_floor"] is not None:
-        text += f", at an ID floor of {number(row['id_floor'])}"
+        text += f", at an ID floor of {number(max(0.0, row['id_floor']))}"
     return f"{text}. {confidence_words(rows, row)}"
 
 

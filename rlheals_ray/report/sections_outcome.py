@@ -25,7 +25,7 @@ def recommendation_section(source: Source) -> Section:
         section.missing.append("the recommendation table (recommendation.parquet) is empty.")
         return section
     section.lead.append(recommendation_words(rows))
-    if chosen := chosen_row(rows):
+    if (chosen := chosen_row(rows)) and any(row["ood"] for row in rows):
         where, section.command_first = serving(source, chosen)
         section.lead.append(where)
     section.lead.append(

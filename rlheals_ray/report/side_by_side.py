@@ -120,9 +120,8 @@ def _findings(
         if rows:
             found.append(Finding("recommendation", f"{name}. {recommendation_words(rows)}", None))
     for one in both:
-        for finding in control_findings(
-            one.tables["controls"], one.cells, bool(one.accuracies.starts("ood"))
-        ):
+        after_rl, branches = bool(one.accuracies.starts("ood")), one.tables["branches"].to_pylist()
+        for finding in control_findings(one.tables["controls"], one.cells, after_rl, branches):
             found.append(Finding(finding.kind, f"{one.name}. {finding.text}", finding.supported))
     for source, name in zip(sources, names, strict=True):
         for finding in unfinished_findings(source.tables["branches"].to_pylist()):

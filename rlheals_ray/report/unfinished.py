@@ -132,12 +132,10 @@ def unfinished_findings(branches: Sequence[Row]) -> list[Finding]:
         if mine:
             kinds = listed(dict.fromkeys(algorithm_name(row["algorithm"] or "RL") for row in mine))
             steps = listed(sorted({row["sft_step"] for row in mine}))
-            word = {"failed": "failed", "stopped": "stopped early as hopeless", "waiting": "still waiting"}[
-                status
-            ]
+            word = {"failed": "failed", "stopped": "stopped early", "waiting": "still waiting"}[status]
             parts.append(f"{len(mine)} {word} ({kinds} from SFT {steps})")
     text = (
-        f"Of {len(branches)} branches {', '.join(parts)}. Their cells are marked in the map; they are missing, not "
-        "evidence of no healing."
+        f"Of {len(branches)} branches, controls included, {', '.join(parts)}. Below they stand with their causes; what "
+        "they did not reach is missing, no evidence that nothing heals."
     )
     return [Finding("unfinished", text, None)]

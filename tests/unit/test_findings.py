@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlheals_ray.report import Finding, build_report, findings_of
@@ -134,6 +134,7 @@ def test_exceeding_the_sft_peak_needs_intervals_that_stand_apart(top: float, rar
     assert found["rarely_exceeds"].supported is rarely
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from([0, 2, 4, 8, 15, 30, 60]), st.sampled_from(["heals", "unclear"]), min_size=1

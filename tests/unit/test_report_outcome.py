@@ -84,6 +84,16 @@ def test_cells_without_accuracies_recommend_nothing() -> None:
     assert "no cell of the map has been probed" in recommendation_words(rows)
 
 
+def test_a_map_that_solves_no_ood_problem_recommends_nothing() -> None:
+    rows = [{**row, "ood": 0.0, "id_floor": -0.05} for row in recommended(0.5)]
+    assert recommendation_words(rows).startswith("There is nothing to recommend")
+
+
+def test_sft_alone_which_names_no_algorithm_is_no_kind_of_its_own() -> None:
+    rows = [{**row, "algorithm": row["algorithm"] if row["rl_step"] else None} for row in recommended(0.5)]
+    assert "(plain" not in recommendation_words(rows)
+
+
 @pytest.mark.parametrize("exported", [True, False])
 def test_the_command_that_serves_it_names_files_that_are_there(
     full: dict[str, pa.Table], tmp_path: Path, exported: bool
@@ -142,6 +152,15 @@ def test_the_verdict_over_a_control_needs_every_start_that_heals(
         ),
     }
     assert by_kind(mine)["continued_sft"].supported is supported
+
+
+def test_a_control_that_never_came_to_its_end_is_open_and_not_called_not_run(
+    full: dict[str, pa.Table],
+) -> None:
+    rows = [row for row in full["controls"].to_pylist() if row["control"] == "continued_sft"]
+    found = by_kind(full | {"controls": rows_of("controls", rows)})
+    assert "rejection_sft is open: no such control came to its end" in found["controls_unfinished"].text
+    assert "controls" not in found
 
 
 def test_controls_of_a_smaller_budget_do_not_speak_for_the_largest(full: dict[str, pa.Table]) -> None:
