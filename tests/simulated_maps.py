@@ -33,8 +33,8 @@ def simulated_map(
 ) -> Map:
     """A checkpoint solves a problem with log-odds = ability of the cluster + effect + what it does to this cluster.
 
-    The latter is normal: one part, of deviation `shared`, is common to the seeds, the other, `own`, is not. Clusters hold
-    one to six problems. Controls have RL's own effects, so that between the two nothing is true but noise.
+    The latter is normal: one part, of deviation `shared`, is common to the seeds, the other, `own`, is not. Clusters
+    hold one to six problems. Controls have RL's own effects, so that between the two nothing is true but noise.
     """
     episodes, scores, groups = [], [], {}
     for rule in rules:
@@ -72,7 +72,7 @@ def simulated_map(
                         "recipe": "plain",
                         "seed": seed,
                         "sft_step": sft_step,
-                        "rl_step": None if stage == "sft" else rl_step,
+                        "rl_step": rl_step,
                         "rule": rule,
                     }
                 )
