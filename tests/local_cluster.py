@@ -1,0 +1,113 @@
+"""A Ray cluster of several nodes on this machine, for tests: each node is a `ray start --block` of its own.
+
+Only processes that descend from these are ever looked at or killed. Its address stands in no file that another
+`ray.init()` would find.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled",
+    # A lost node is noticed after three seconds instead of fifteen.
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+    # As connection.prepare does for a private cluster.
+    "RAY_worker_maximum_startup_concurrency": "8",
+    "RAY_prestart_worker_first_driver": "0",
+}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class LocalCluster:
+    """A head without CPUs, on which drivers run, and `nodes` nodes of `cpus` CPUs each."""
+
+    def __init__(self, nodes: int, cpus: int) -> None:
+        self._directory = Path(tempfile.mkdtemp(prefix="rc", dir="/tmp"))  # short: sockets lie in it
+        self.address = f"127.0.0.1:{free_port()}"
+        self.head = self._start(
+            "--head", f"--port={self.address.rpartition(':')[2]}", "--num-cpus=0",
+            f"--temp-dir={self._directory}", "--include-dashboard=false",
+            f"--ray-client-server-port={free_port()}",
+        )  # fmt: skip
+        self._wait_for_head()
+        self.nodes = [self._start(f"--address={self.address}", f"--num-cpus={cpus}") for _ in range(nodes)]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a driver needs to join."""
+        return {**os.environ, **ENVIRONMENT, "RAY_ADDRESS": self.address}
+
+    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [
+                sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--node-ip-address=127.0.0.1",
+                "--disable-usage-stats", f"--object-store-memory={150 << 20}",
+                f"--dashboard-agent-listen-port={free_port()}", *arguments,
+            ],
+            env={**os.environ, **ENVIRONMENT}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def _wait_for_head(self) -> None:
+        host, _, port = self.address.rpartition(":")
+        while self.head.poll() is None:
+            with suppress(OSError), socket.create_connection((host, int(port)), 1):
+                return
+            time.sleep(0.1)
+        raise RuntimeError("the head did not start")
+
+    def processes(self, node: subprocess.Popen[bytes]) -> list[psutil.Process]:
+        """Every process of a node, itself included; none when it is gone."""
+        with suppress(psutil.NoSuchProcess):
+            own = psutil.Process(node.pid)
+            return [own, *own.children(recursive=True)]
+        return []
+
+    def named(self, title: str) -> list[tuple[subprocess.Popen[bytes], psutil.Process]]:
+        """The processes whose title begins with `title`, with the nodes that they are on."""
+        found = []
+        for node in (self.head, *self.nodes):
+            for process in self.processes(node):
+                with suppress(psutil.NoSuchProcess):
+                    if " ".join(process.cmdline()).startswith(title):
+                        found.append((node, process))
+        return found
+
+    def titles(self) -> list[str]:
+        """Of all workers, for a message."""
+        found = []
+        for _, process in self.named("ray::"):
+            with suppress(psutil.NoSuchProcess):
+                found.append(process.cmdline()[0])
+        return sorted(found)
+
+    def kill(self, node: subprocess.Popen[bytes]) -> None:
+        """Kill -9 of a whole node."""
+        # The raylet's parent first: it must not shut the others down in good order.
+        for process in self.processes(node):
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
+        node.wait()
+
+    def close(self) -> None:
+        for node in (*self.nodes, self.head):
+            self.kill(node)
+        shutil.rmtree(self._directory, ignore_errors=True)
