@@ -159,7 +159,7 @@ def healing_in_draws(
 
     A draw takes as many clusters as there are, with replacement. In it a cell heals as in the boundary: its mean change
     over seeds is significant at q < 0.05 (Benjamini-Hochberg over the map) and positive in every seed. The p of a draw
-    is that of the cluster-robust z (ratio estimator, normal), since flipping signs within every draw would take minutes;
+    is that of the cluster-robust z (ratio estimator, normal), as flipping signs within every draw would take minutes;
     tests/unit/test_simulation_edges.py compares the two rules.
     """
     trunks, branches = cells_of(scores, "ood", recipe, algorithm, "rl")
