@@ -163,8 +163,9 @@ def _of_rl(out: dict[str, float], root: Path, each: Counts) -> None:
     if learnt:
         spent = sum(v or 0.0 for row in learnt for v in row.values())
         out["rl"] = spent / len(learnt)
-    beside = [row["seconds_learn"] or 0.0 for row in rows if row["seconds_generate"] is None]
-    if beside and each.control_updates:
+    if each.control_updates:
+        # A control that had nothing to learn from leaves no rows: its time is then the branches' rest.
+        beside = [row["seconds_learn"] or 0.0 for row in rows if row["seconds_generate"] is None]
         out["control"] = sum(beside) / each.control_updates
 
 
