@@ -34,6 +34,13 @@ class WeightReceiver:
         if head is not None and hasattr(head, "quant_method"):
             head.quant_method.process_weights_after_loading(head)
 
+    def clear_nan(self) -> None:
+        """Overwrite cached keys and values that are no numbers: weights of NaN leave them, and attention over a
+        half-used block would carry them (0 × NaN) into what other weights are asked for."""
+        for cache in self.model_runner.kv_caches:
+            if not torch.isfinite(cache.sum(dtype=torch.float32)):
+                cache.zero_()
+
 
 class VllmEngine:
     """One vLLM engine. Log-probabilities are those of the sampling distribution, temperature included."""
@@ -142,6 +149,7 @@ class VllmEngine:
         # Cached keys and values belong to the old weights; serving them would be silently wrong.
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM kept its prefix cache after a weight update: requests are still running")
+        self._llm.collective_rpc("clear_nan")
 
 
 def _transfer(settings: RolloutSettings) -> dict[str, Any]:
