@@ -28,9 +28,10 @@ def test_streams_of_two_workers_are_the_parts_of_one_and_can_begin_anywhere(
     problems = task.problems("id", "train", task.available("id", "train"))
     rows = [{"prompt": task.prompt(p), "answer": task.demonstration(p)} for p in problems] * 2
     text = "".join(json.dumps(row) + "\n" for row in rows)
+    (data := tmp_path / "data").mkdir()
     for part in range(3):
-        (tmp_path / f"d{part}.jsonl").write_text(text)
-    study = load_study("nano", [f"sft.data.path={tmp_path}", f"storage={tmp_path / 'runs'}"])
+        (data / f"d{part}.jsonl").write_text(text)
+    study = load_study("nano", [f"sft.data.path={data}", f"storage={tmp_path / 'runs'}"])
     files = StudyFiles.at(study.storage, study.name)
     prepare(study, files)
     examples = UserExamples.open(study, files, ChatFormat(tokenizer(TARGETS)), seed=1)
