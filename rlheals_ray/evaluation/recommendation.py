@@ -48,10 +48,10 @@ def recommendation_rows(
     Arguments as of `boundary_rows`. Cells are the SFT checkpoints (rl_step 0, algorithm null) and the ends of RL, not
     controls. id_floor: as set, or `id_margin` below the best ID accuracy of the map. A cell is eligible when its ID
     accuracy reaches the floor, and chosen when its OOD accuracy is the best of the eligible: both means over seeds, on
-    the half that selects. Of equals the one with less RL is taken, then with less SFT. ood, id: accuracies on the
-    other half, with 95 % intervals over problems and, of ood, over seeds. p_best: in how many of the draws of all
-    problems the cell is the best of the eligible; equals share a draw. checkpoint: of the seed with the best OOD
-    accuracy on the selecting half.
+    the half that selects. None is chosen where nothing is solved. Of equals the one with less RL is taken, then with
+    less SFT. ood, id: accuracies on the other half, with 95 % intervals over problems and, of ood, over seeds. p_best:
+    in how many of the draws of all problems the cell is the best of the eligible; equals share a draw. checkpoint: of
+    the seed with the best OOD accuracy on the selecting half.
 
     Empty where fewer than two clusters were probed, so that there is no second half.
     """
@@ -77,7 +77,7 @@ def recommendation_rows(
             "algorithm": algorithm if cells[index].rl_step else None,
             "sft_step": cells[index].sft_step,
             "rl_step": cells[index].rl_step,
-            "chosen": place == 0 and eligible[index],
+            "chosen": place == 0 and eligible[index] and ood.chosen_on(index) > 0,
             "eligible": eligible[index],
             "p_best": p_best[index],
             **ood.reported(index, "ood", seeds=True),

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlheals_ray.config import load_study
 from rlheals_ray.evaluation.probe import probe_problems
+from rlheals_ray.lineage import CONTROLS
 from rlheals_ray.tables import SCHEMAS
 from rlheals_ray.tasks import get_task
 from tests.e2e.conftest import OVERRIDES, REPOSITORY, STUDY, Run, command, run
@@ -35,13 +36,24 @@ def test_every_table_is_there_with_its_columns_and_rows(whole: Run) -> None:
     assert (groups, edited) in ((0, 0), (3, 13)), (
         "edits with their controls, or the peak was the latest checkpoint"
     )
+    budgets = [budget for budget in study.rl.budgets if budget]
+    states = whole.table("branches").to_pylist()
+    # A control ends early where the checkpoint solves none of its own samples.
+    controls = sum(
+        budget <= row["rl_step"] for row in states if row["algorithm"] in CONTROLS for budget in budgets
+    )
+    assert len(states) == 3 * len(study.rl.from_steps)
+    assert controls >= len(study.rl.from_steps) * len(budgets), "SFT can always go on"
     rows = {
         "sft": len(study.sft.steps),
-        "rl": len(study.rl.from_steps) * study.rl.budgets[-1],
-        "scores": 2 * (checkpoints + edited),
-        "episodes": 2 * study.evaluation.problems * (checkpoints + edited),
+        "rl": len(study.rl.from_steps) * study.rl.budgets[-1] + controls,
+        "scores": 2 * (checkpoints + controls + edited),
+        "episodes": 2 * study.evaluation.problems * (checkpoints + controls + edited),
         # per seed and pooled, both rules, every cell
-        "boundary": 2 * 2 * len(study.rl.from_steps) * len(study.rl.budgets),
+        "boundary": 2 * 2 * (len(study.rl.from_steps) * len(study.rl.budgets) + controls),
+        "controls": 2 * 2 * controls,
+        "edges": 2 * len(budgets),
+        "recommendation": len(study.sft.steps) + len(study.rl.from_steps) * len(budgets),
         "edits": 2 * groups * 5,
         "shift": 2 * checkpoints,
     }
@@ -57,7 +69,8 @@ def test_every_table_is_there_with_its_columns_and_rows(whole: Run) -> None:
 def test_no_row_is_double(whole: Run) -> None:
     keys = {
         "sft": ["seed", "step"],
-        "rl": ["seed", "sft_step", "rl_step"],
+        "rl": ["algorithm", "seed", "sft_step", "rl_step"],
+        "branches": ["algorithm", "seed", "sft_step"],
         "episodes": ["checkpoint", "rule", "problem_id"],
         "scores": ["checkpoint", "rule"],
         "spectra": ["a", "b", "matrix", "k"],
@@ -75,9 +88,12 @@ def test_no_row_is_double(whole: Run) -> None:
 def test_the_rows_say_which_engine_model_and_ray_train_run_made_them(whole: Run) -> None:
     sft, rl, scores = (whole.table(name).to_pylist() for name in ("sft", "rl", "scores"))
     assert {row["engine"] for row in sft} == {"trl.SFTTrainer"}
-    assert {row["engine"] for row in rl} == {"vllm"} == {row["engine"] for row in scores}
+    learnt = [row for row in rl if row["algorithm"] == "ppo"]
+    assert {row["engine"] for row in learnt} == {"vllm"} == {row["engine"] for row in scores}
     assert {row["wrapped_model"] for row in sft} == {"DistributedDataParallel"}
-    assert {row["wrapped_model"] for row in rl} == {"LlamaForCausalLM"}
+    assert {row["wrapped_model"] for row in learnt} == {"LlamaForCausalLM"}
+    controls = {(row["engine"], row["wrapped_model"]) for row in rl if row["algorithm"] in CONTROLS}
+    assert controls == {("trl.SFTTrainer", "DistributedDataParallel")}
     # Both stages ran inside the same warm Ray Train run, whose storage is there.
     assert {row["train_run"] for row in sft + rl} == {f"{STUDY}-0"}
     assert (whole.root / "train" / f"{STUDY}-0").is_dir()
@@ -85,8 +101,18 @@ def test_the_rows_say_which_engine_model_and_ray_train_run_made_them(whole: Run)
 
 def test_the_learner_and_the_engine_agree_on_log_probabilities(whole: Run) -> None:
     for row in whole.table("rl").to_pylist():
-        assert row["logprob_mismatch_max"] < 1e-3
-        assert row["weight_lag"] == 0
+        if row["algorithm"] == "ppo":
+            assert row["logprob_mismatch_max"] < 1e-3
+            assert row["weight_lag"] == 0
+
+
+def test_a_control_had_the_compute_of_its_branch_to_half_an_update(whole: Run) -> None:
+    rows = whole.table("branches").to_pylist()
+    spent = {(row["algorithm"], row["sft_step"]): row for row in rows}
+    for (algorithm, step), row in spent.items():
+        if algorithm == "continued_sft":
+            update = row["compute"] / row["sft_updates"]
+            assert abs(row["compute"] - spent["ppo", step]["compute"]) <= 0.6 * update
 
 
 def test_tensorboard_reads_one_run_per_branch_with_the_numbers_of_the_table(whole: Run) -> None:
@@ -108,9 +134,8 @@ def test_neither_the_ood_rule_nor_a_probed_problem_ever_reached_a_training_worke
     task = get_task(study.task.name, **study.task.options)
     probed = {p.group for p in probe_problems(task, study.evaluation, "id")}
     records = sorted((whole.root / "received").rglob("*.parquet"))
-    assert len(records) == len(study.seeds) * (1 + len(study.rl.from_steps)), (
-        "one record per trunk and branch"
-    )
+    trained = [row for row in whole.table("branches").to_pylist() if row["rl_step"]]
+    assert len(records) == len(study.seeds) + len(trained), "one record per trunk, branch and control"
     for record in records:
         rows = pq.read_table(record).to_pylist()
         assert rows
