@@ -77,10 +77,8 @@ def sft_stage(session: Session) -> None:
 
 
 def _prepare(session: Session, pending: Sequence[Trunk]) -> None:
-    """What trunks read that is made once: the user's data, the factors whose turning is penalised."""
+    """What trunks, and the controls after them, read that is made once: data, factors whose turning is penalised."""
     study, files = session.study, session.files
-    if study.sft.checkpoints is not None:
-        return
     if study.sft.data is not None:
         from rlheals_ray.sft.user_data import prepare
 
