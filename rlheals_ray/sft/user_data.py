@@ -144,8 +144,9 @@ class PreparedRows:
     def _cell(self, row: int, column: int) -> tuple[Any, int]:
         part = bisect_right(self.ends, row)
         within = row - (self.ends[part - 1] if part else 0)
-        batch = _reader(str(self.directory / self.names[part])).get_batch(within // _BATCH)
-        return batch.column(column)[within % _BATCH].as_py(), part
+        reader = _reader(str(self.directory / self.names[part]))
+        size = reader.get_batch(0).num_rows  # of every batch but the last
+        return reader.get_batch(within // size).column(column)[within % size].as_py(), part
 
 
 @lru_cache(maxsize=256)

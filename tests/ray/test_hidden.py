@@ -21,12 +21,15 @@ from rlheals_ray.grid.hidden import hidden_stage, hidden_unit
 from rlheals_ray.grid.peaks import peak_step
 from rlheals_ray.grid.probes import run_probe
 from rlheals_ray.grid.session import Session
+from rlheals_ray.lineage import Branch, Trunk
 from rlheals_ray.models.chat import ChatFormat
 from rlheals_ray.rollout.pool import Pool
 from rlheals_ray.storage import StudyFiles
 from tests.toy_lab import start_pool, toy_study
 from tests.toy_model import write_toy_model
 
+TRUNK = Trunk("plain", 0)
+BRANCH = Branch(TRUNK, 0, "ppo")
 SFT, RL = "sft/seed=0/step={:06d}", "rl/seed=0/sft_step=000000/rl_step=000064"
 
 
@@ -59,8 +62,7 @@ def make_study(folder: Path, toy: Toy, steps: list[int]) -> tuple[Study, StudyFi
     study = light_study(folder.name, toy.model, steps)
     files = StudyFiles(folder)
     units = Session(study, files).units
-    makers = {units.base.fingerprint: units.base, units.trunk(0).fingerprint: units.trunk(0)}
-    makers[units.branch(0, 0).fingerprint] = units.branch(0, 0)
+    makers = {unit.fingerprint: unit for unit in (units.base, units.trunk(TRUNK), units.branch(BRANCH))}
     for number, probe in enumerate(units.probes()):
         directory = files.checkpoint(probe.checkpoint)
         if probe.checkpoint in ("base", SFT.format(0)):
@@ -114,7 +116,7 @@ def test_the_stage_leaves_three_tables_and_has_nothing_left_to_do(toy: Toy, tmp_
     assert [(row["rule"], row["layer"], row["checkpoint"]) for row in hidden] == keys
     assert all(row["pca_share_1"] >= row["pca_share_2"] >= 0 and row["tsne_1"] is None for row in hidden)
 
-    peak = SFT.format(peak_step(session, 0))
+    peak = SFT.format(peak_step(session, TRUNK))
     pairs = {(a, b) for a in ("base", peak) for b in members[1:] if a != b} | {(SFT.format(0), RL)}
     for rule in ("id", "ood"):
         for layer in (0, 1):

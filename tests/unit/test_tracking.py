@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,7 @@ def test_a_resumed_branch_goes_on_in_its_curve(tmp_path: Path, last: int) -> Non
     killed, resumed = tensorboard(tmp_path), tensorboard(tmp_path)
     for update in (1, 2, 3):
         killed.log_trial_result(0, trial, report(update, entropy=1.0))
+    time.sleep(1)  # TensorBoard reads files in the order of their names, which begin with whole seconds
     for update in range(last + 1, 6):
         resumed.log_trial_result(0, trial, report(update, entropy=2.0))
     resumed.log_trial_end(trial)
@@ -105,6 +107,7 @@ def test_a_branch_done_again_begins_its_curve_anew(tmp_path: Path) -> None:
     trial = Trial(0, 4)
     for entropy, updates in ((1.0, 4), (2.0, 2)):
         logger = tensorboard(tmp_path)
+        time.sleep(1)
         for update in range(1, updates + 1):
             logger.log_trial_result(0, trial, report(update, entropy=entropy))
         logger.log_trial_end(trial)
