@@ -42,13 +42,13 @@ class LocalCluster:
 
     def __init__(self, nodes: int, cpus: int) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="rc", dir="/tmp"))  # short: sockets lie in it
+        self._started = 0
         self.address = f"127.0.0.1:{free_port()}"
         self.head = self._start(
             "--head", f"--port={self.address.rpartition(':')[2]}", "--num-cpus=0",
             f"--temp-dir={self._directory}", "--include-dashboard=false",
             f"--ray-client-server-port={free_port()}",
         )  # fmt: skip
-        self._wait_for_head()
         self.nodes = [self._start(f"--address={self.address}", f"--num-cpus={cpus}") for _ in range(nodes)]
 
     @property
@@ -57,22 +57,22 @@ class LocalCluster:
         return {**os.environ, **ENVIRONMENT, "RAY_ADDRESS": self.address}
 
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
+        self._started += 1
+        log = self._directory / f"node-{self._started}.log"
+        node = subprocess.Popen(
             [
                 sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--node-ip-address=127.0.0.1",
                 "--disable-usage-stats", f"--object-store-memory={150 << 20}",
                 f"--dashboard-agent-listen-port={free_port()}", *arguments,
             ],
-            env={**os.environ, **ENVIRONMENT}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env={**os.environ, **ENVIRONMENT}, stdout=log.open("wb"), stderr=subprocess.STDOUT,
         )  # fmt: skip
-
-    def _wait_for_head(self) -> None:
-        host, _, port = self.address.rpartition(":")
-        while self.head.poll() is None:
-            with suppress(OSError), socket.create_connection((host, int(port)), 1):
-                return
+        # One after the other: of two that start at one address at a time, Ray loses one.
+        while "Ray runtime started" not in log.read_text():
+            if node.poll() is not None:
+                raise RuntimeError(f"a node of Ray did not start:\n{log.read_text()[-2000:]}")
             time.sleep(0.1)
-        raise RuntimeError("the head did not start")
+        return node
 
     def processes(self, node: subprocess.Popen[bytes]) -> list[psutil.Process]:
         """Every process of a node, itself included; none when it is gone."""
