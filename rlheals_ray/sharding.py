@@ -61,6 +61,19 @@ def prepare_process(sharding: Sharding) -> None:
     os.environ["DS_ACCELERATOR"] = "cpu"
     # On a CPU accelerate knows plain data parallelism only, and would silently fall back to it (1.15.0).
     PartialState._prepare_backend = _gloo_as_if_gpus
+    if sharding in ("zero2", "zero3"):
+        _let_gloo_reduce()
+
+
+def _let_gloo_reduce() -> None:
+    """Keep DeepSpeed from compiling a reduction of its own for CPUs (0.19.8).
+
+    It would need a compiler and some 20 s at first use; worse, a process killed meanwhile leaves torch's lock
+    file behind, for which every later run of this user would wait for ever.
+    """
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 _PREPARE_BACKEND: dict[str, Any] = {}
