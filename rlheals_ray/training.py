@@ -13,7 +13,7 @@ import asyncio
 import importlib
 import traceback
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,8 +25,9 @@ from rlheals_ray import placement
 MAX_FAILURES = 2
 """How often one work item may lose its worker group before it counts as failed."""
 
-MAX_RESTARTS = 20
-"""How often a group may be restarted in all: workers that cannot even start must not try for ever."""
+MAX_IDLE_RESTARTS = 2
+"""How often a group may be restarted without asking for work in between: workers that cannot even start must
+not try for ever. Restarts in the midst of work are bounded by MAX_FAILURES for each item."""
 
 Report = Callable[[Mapping[str, Any]], None]
 """How a training function tells its progress; rows reach `WorkQueue.follow`."""
@@ -73,6 +74,7 @@ class WorkQueue:
         self._at: dict[str, str] = {}
         self._incarnation: dict[str, str] = {}
         self._node: dict[str, str] = {}
+        self._taken: Counter[str] = Counter()
         self._arrived = asyncio.Condition()
         self._closed = False
 
@@ -110,6 +112,7 @@ class WorkQueue:
         async with self._arrived:
             self._incarnation[group] = incarnation
             self._node[group] = node
+            self._taken[group] += 1
             self._arrived.notify_all()
         if group in self._at:
             item = self._items[self._at[group]]
@@ -127,6 +130,10 @@ class WorkQueue:
             key = self._waiting.popleft()
             self._at[group] = key
         return self._items[key].work
+
+    async def taken(self, group: str) -> int:
+        """How often the group has asked for work."""
+        return self._taken[group]
 
     async def note(self, group: str, rank: int, cause: str) -> None:
         """Remember why a rank left the item that its group is at."""
@@ -240,22 +247,32 @@ def _run_group(
     threads: int,
     storage: str,
 ) -> None:
-    """One Ray Train run: the driver of a worker group."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    """The driver of a worker group: a Ray Train run, begun again while it gets on."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    # TorchTrainer.fit blocks until the workers return, hence a task of its own.
-    TorchTrainer(
-        _work_until_closed,
-        train_loop_config={"queue": queue, "group": name, "threads": threads},
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if "GPU" in resources else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu="GPU" in resources, resources_per_worker=dict(resources)
-        ),
-        run_config=RunConfig(
-            name=name, storage_path=storage, failure_config=FailureConfig(max_failures=MAX_RESTARTS)
-        ),
-    ).fit()
+    while True:
+        before = ray.get(queue.taken.remote(name))
+        try:
+            # TorchTrainer.fit blocks until the workers return, hence a task of its own.
+            TorchTrainer(
+                _work_until_closed,
+                train_loop_config={"queue": queue, "group": name, "threads": threads},
+                torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if "GPU" in resources else "gloo"),
+                scaling_config=ScalingConfig(
+                    num_workers=workers, use_gpu="GPU" in resources, resources_per_worker=dict(resources)
+                ),
+                run_config=RunConfig(
+                    name=name,
+                    storage_path=storage,
+                    failure_config=FailureConfig(max_failures=MAX_IDLE_RESTARTS),
+                ),
+            ).fit()
+            return
+        except TrainingFailedError:
+            # Ray Train counts failures over the whole life of a run, the weeks of a study included.
+            if ray.get(queue.taken.remote(name)) == before:
+                raise
 
 
 def _work_until_closed(config: Mapping[str, Any]) -> None:

@@ -84,3 +84,29 @@ def test_a_worker_killed_at_a_random_moment_costs_a_restart_not_the_work(
         "the item was not done again from its start"
     )
     assert len(set(pids.read_text().split())) == 4, "the group was not restarted"
+
+
+@pytest.mark.slow
+def test_workers_that_cannot_start_give_up_and_say_why(ray_cluster: None, tmp_path: Path) -> None:
+    threads: Any = "two"
+    training = Training.start(
+        groups=1, workers=1, cpus_per_worker=0.5, threads=threads, storage=str(tmp_path), name="hopeless"
+    )
+    with pytest.raises(Exception, match="set_num_threads expects an int"):
+        list(training.run(work("e", "fail")))
+
+
+@pytest.mark.slow
+def test_a_group_outlives_more_deaths_than_one_ray_train_run_may_have(
+    training: Training, tmp_path: Path
+) -> None:
+    """Four items, each of which loses a worker once."""
+    for index in range(4):
+        pids = tmp_path / f"pids{index}"
+        item = work(f"f{index}", "count", to=10, seconds=0.2, pids=str(pids))
+        rows = []
+        for row in training.run(item):
+            rows.append(row)
+            if len(rows) == 1:
+                os.kill(int(random.choice(pids.read_text().split())), signal.SIGKILL)
+        assert [row["step"] for row in rows][-10:] == list(range(10))
