@@ -1,4 +1,5 @@
-"""Kill -9 of the driver in SFT, in RL and in a probe, at random moments; the same command then resumes.
+"""Kill -9 of the driver, a learner, a generator, a Tune trial and a whole Ray node of a cluster of several, while the
+study runs; the same command is given again whenever the job has ended, and the tables end as those of a run in peace.
 
 The moments are drawn afresh in every run and printed; nothing in the product knows of them.
 """
@@ -10,41 +11,194 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rlheals_ray.tables import SCHEMAS
-from tests.e2e.conftest import REPOSITORY, STUDY, Run, command, run
+from tests.e2e.conftest import REPOSITORY, STUDY, Run, command
+from tests.local_cluster import LocalCluster
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 
-# What tells from outside that a stage is under way, and how long it usually lasts from there (seconds).
-STAGES: dict[str, tuple[Callable[[Path], bool], float]] = {
-    "sft": (lambda root: any((root / "state" / "sft").glob("*/checkpoint-*")), 2.0),
-    "probe": (lambda root: (root / "markers" / "sft" / "seed=0.json").exists(), 5.0),
-    "rl": (lambda root: any((root / "state" / "rl").rglob("CURRENT")), 5.0),
-}
+LEARNER, GENERATOR, TRIAL = "ray::RayTrainWorker", "ray::Generator", "ray::ImplicitFunc"
+"""How Ray titles the processes."""
 
 
-def kill_in(stage: str, storage: Path) -> str:
-    """Start the job, wait until the stage is seen to be under way, and kill the driver a random while later."""
-    underway, lasts = STAGES[stage]
-    root = storage / STUDY
-    log = (storage / f"{stage}.log").open("w")
-    driver = subprocess.Popen(command(storage), cwd=REPOSITORY, stdout=log, stderr=subprocess.STDOUT)
-    while not underway(root) and driver.poll() is None:
-        time.sleep(0.02)
-    delay = random.uniform(0, lasts)
-    time.sleep(delay)
-    ended = driver.poll()
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
-    done = sorted(str(p.relative_to(root / "markers"))[:-5] for p in (root / "markers").rglob("*.json"))
-    return f"{stage}: killed {delay:.2f} s after it was seen, driver {'ran' if ended is None else ended}; done: {done}"
+@pytest.fixture
+def cluster() -> Iterator[LocalCluster]:
+    """Two nodes, either of which can hold the whole study."""
+    made = LocalCluster(nodes=2, cpus=3)
+    yield made
+    made.close()
+
+
+@dataclass
+class Job:
+    """The same command, given again and again."""
+
+    line: Sequence[str]
+    root: Path
+    cluster: LocalCluster
+    log: Path
+    starts: int = 0
+    killed: list[str] = field(default_factory=list)
+    driver: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.starts += 1
+        with self.log.open("ab") as log:
+            self.driver = subprocess.Popen(
+                self.line, cwd=REPOSITORY, env=self.cluster.environment, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    @property
+    def pid(self) -> int:
+        """Of a driver that runs; started again if it has ended."""
+        if self.driver is None or (code := self.driver.poll()) is not None:
+            if self.driver is not None:
+                print(f"the job ended with {code}; given again")
+            assert self.starts < 12, self.log.read_text()[-4000:]
+            self.start()
+        assert self.driver is not None
+        return self.driver.pid
+
+    def wait_until(self, underway: Callable[[Path], bool]) -> None:
+        while not underway(self.root):
+            if self.pid:
+                time.sleep(0.05)
+
+    def check_together(self) -> None:
+        """Wait until a learner and a generator are there; they are on one node."""
+        while not ((learners := self.cluster.named(LEARNER)) and (engines := self.cluster.named(GENERATOR))):
+            assert self.pid
+            time.sleep(0.05)
+        hosts = [{node.pid for node, _ in found} for found in (learners, engines)]
+        print(f"learners on nodes {hosts[0]}, generators on nodes {hosts[1]}", flush=True)
+        assert hosts[1] <= hosts[0], "an engine is not beside a learner, though each node has room for both"
+
+    def kill(self, place: str, underway: Callable[[Path], bool], lasts: float) -> None:
+        """Wait until a stage is seen to be under way, then for a random while of it, and kill at `place`."""
+        self.wait_until(underway)
+        delay = random.uniform(0, lasts)
+        time.sleep(delay)
+        done = {str(p.relative_to(self.root / "markers"))[:-5] for p in markers(self.root)}
+        victim = {"driver": self._driver, "node": self._node}.get(place, lambda: self._process(place))()
+        self.killed.append(f"{place}: {victim}, {delay:.2f} s after it was seen; {len(done)} units done")
+        print(self.killed[-1], flush=True)
+
+    def _driver(self) -> str:
+        pid = self.pid
+        os.kill(pid, signal.SIGKILL)
+        assert self.driver is not None
+        self.driver.wait()
+        return f"pid {pid}"
+
+    def _process(self, place: str) -> str:
+        title = {"learner": LEARNER, "generator": GENERATOR, "trial": TRIAL}[place]
+        while not (found := self.cluster.named(title)):
+            assert self.pid
+            time.sleep(0.05)
+        _, process = random.choice(found)
+        name = process.cmdline()[0].strip()
+        process.send_signal(signal.SIGKILL)
+        return f"pid {process.pid} {name}"
+
+    def _node(self) -> str:
+        """A node that holds a learner or a generator."""
+        while not (found := [*self.cluster.named(LEARNER), *self.cluster.named(GENERATOR)]):
+            assert self.pid
+            time.sleep(0.05)
+        node, _ = random.choice(found)
+        held = sorted(p.cmdline()[0].strip() for n, p in found if n is node)
+        self.cluster.kill(node)
+        self.cluster.nodes.remove(node)
+        return f"pid {node.pid} with {', '.join(held)}"
+
+    def end(self) -> int:
+        """Give the command until it ends well; returns its exit code."""
+        for _ in range(4):
+            assert self.pid and self.driver is not None
+            if (code := self.driver.wait()) == 0:
+                return code
+        return code
+
+
+def markers(root: Path) -> list[Path]:
+    return sorted((root / "markers").rglob("*.json"))
+
+
+def exists(pattern: str) -> Callable[[Path], bool]:
+    return lambda root: next(root.glob(pattern), None) is not None
+
+
+def test_a_study_killed_in_five_places_ends_with_the_tables_of_one_that_was_not(
+    whole: Run, cluster: LocalCluster, tmp_path: Path
+) -> None:
+    # The base is the same for both; training it again would only take time.
+    for part in ("checkpoints/base", "markers/base.json"):
+        target = tmp_path / STUDY / part
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source = whole.root / part
+        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+    job = Job(command(tmp_path), tmp_path / STUDY, cluster, tmp_path / "job.log")
+    kill_everywhere(job)
+    finish_and_compare(job, whole.root)
+
+
+SMALL_NANO = [
+    "seeds=[0,1]", "sft.steps=[0,4,15,60]", "rl.from_steps=[4,60]", "rl.budgets=[0,6]", "evaluation.problems=150",
+    "rollout.generators=2",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_nano_study_of_two_seeds_killed_in_five_places(cluster: LocalCluster, tmp_path: Path) -> None:
+    def line(storage: Path) -> list[str]:
+        return [sys.executable, "jobs/grid.py", "nano", *SMALL_NANO, f"storage={storage}"]
+
+    peace, war = tmp_path / "peace", tmp_path / "war"
+    whole = Job(line(peace), peace / "nano", cluster, tmp_path / "peace.log")
+    assert whole.end() == 0, whole.log.read_text()[-6000:]
+    assert whole.starts == 1
+    rows = pq.read_table(whole.root / "tables" / "rl.parquet").to_pylist()
+    assert len({row["train_run"] for row in rows}) == 2, "two branches were not learnt side by side"
+    for part in ("checkpoints/base", "markers/base.json"):
+        (war / "nano" / part).parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if (whole.root / part).is_dir() else shutil.copy)(
+            whole.root / part, war / "nano" / part
+        )
+    job = Job(line(war), war / "nano", cluster, tmp_path / "war.log")
+    kill_everywhere(job)
+    finish_and_compare(job, whole.root)
+
+
+def kill_everywhere(job: Job) -> None:
+    job.start()
+    job.check_together()
+    job.kill("learner", exists("state/sft/seed=0*/*"), lasts=2)
+    job.kill("generator", exists("markers/sft/seed=0.json"), lasts=5)
+    job.kill("trial", exists("state/rl/**/CURRENT"), lasts=3)
+    job.kill("node", exists("markers/rl/**/*.json"), lasts=5)
+    job.kill("driver", exists("markers/control/**/*.json"), lasts=5)
+
+
+def finish_and_compare(job: Job, whole: Path) -> None:
+    done = {p: p.stat().st_mtime_ns for p in markers(job.root)}
+    assert job.end() == 0, job.log.read_text()[-6000:]
+    print(f"starts of the job: {job.starts}")
+    assert {p: p.stat().st_mtime_ns for p in done} == done, "a finished unit was done again"
+    for name in SCHEMAS:
+        got, expected = (pq.read_table(root / "tables" / f"{name}.parquet") for root in (job.root, whole))
+        assert_same_rows(name, comparable(got), comparable(expected))
+    assert not list(job.root.rglob(".*.tmp-*")), "something half-written was left behind"
 
 
 def comparable(table: pa.Table) -> list[dict[str, object]]:
@@ -53,26 +207,6 @@ def comparable(table: pa.Table) -> list[dict[str, object]]:
     dropped |= {"train_run", "tokens_per_second", "idle_share"}
     rows: list[dict[str, object]] = table.drop_columns(sorted(dropped & set(table.schema.names))).to_pylist()
     return rows
-
-
-def test_a_study_killed_in_every_stage_ends_with_the_tables_of_one_that_was_not(
-    whole: Run, tmp_path: Path
-) -> None:
-    # The base is the same for both; training it again would only take time.
-    for part in ("checkpoints/base", "markers/base.json"):
-        target = tmp_path / STUDY / part
-        target.parent.mkdir(parents=True, exist_ok=True)
-        source = whole.root / part
-        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
-    for stage in STAGES:
-        print(kill_in(stage, tmp_path))
-    markers = {p: p.stat().st_mtime_ns for p in (tmp_path / STUDY / "markers").rglob("*.json")}
-    resumed = run(tmp_path)
-    assert resumed.code == 0, resumed.output
-    assert {p: p.stat().st_mtime_ns for p in markers} == markers, "a finished unit was done again"
-    for name in SCHEMAS:
-        assert_same_rows(name, comparable(resumed.table(name)), comparable(whole.table(name)))
-    assert not list((tmp_path / STUDY).rglob(".*.tmp-*")), "something half-written was left behind"
 
 
 def assert_same_rows(name: str, resumed: list[dict[str, object]], whole: list[dict[str, object]]) -> None:
