@@ -13,7 +13,7 @@ from rlheals_ray.report.recommendation import chosen_row, recommendation_words, 
 from rlheals_ray.report.results import Accuracies, Tables
 from rlheals_ray.report.source import Source
 from rlheals_ray.report.strands import strands
-from rlheals_ray.report.unfinished import unfinished_table, waiting_line
+from rlheals_ray.report.unfinished import left_out_line, unfinished_table, waiting_line
 from rlheals_ray.report.words import listed
 
 
@@ -32,6 +32,8 @@ def recommendation_section(source: Source) -> Section:
         "Accuracies are of the half of the probe problems that did not choose. It holds for this base, task and these "
         "settings; another seed is another run."
     )
+    if line := left_out_line(source.tables["branches"].to_pylist()):
+        section.lead.append(line)
     section.add(trade_off(rows), "no cell has both accuracies.")
     if table := runners_up(rows):
         section.tables.append(table)

@@ -105,6 +105,18 @@ def unfinished_table(branches: Iterable[Row], title: str = "Branches that did no
     return Table(title, ("status", "branch", "seed", "SFT step", "last update", "cause"), lines, folded=False)
 
 
+def left_out_line(branches: Iterable[Row]) -> str | None:
+    """Which ends of RL no recommendation can name, since some seed lacks them; None where every branch is done."""
+    mine = unfinished(branches, controls=False)
+    if not mine:
+        return None
+    starts = listed(sorted({row["sft_step"] for row in mine}))
+    return (
+        f"RL from SFT {starts} is left out beyond the last budget that every seed reached: {len(mine)} of its branches "
+        "did not finish (see the map), and a cell is weighed only where every seed has it."
+    )
+
+
 def waiting_line(branches: Iterable[Row]) -> str | None:
     """Which branches still wait, in one sentence; None where none does."""
     by_kind: dict[str, dict[int | None, list[int]]] = {}

@@ -226,6 +226,15 @@ def test_every_cell_that_a_branch_never_reached_is_marked_with_its_cause(tmp_pat
     assert any("seed 0 from SFT 400" in line for line in section.lead)
 
 
+def test_the_recommendation_says_which_ends_of_rl_it_could_not_weigh(tmp_path: Path) -> None:
+    told = part(unfinished(), "recommendation", tmp_path / "some").lead
+    assert any(
+        "RL from SFT 30, 120 and 400 is left out" in line and "5 of its branches" in line for line in told
+    )
+    told = part(with_outcome(nano_like()), "recommendation", tmp_path / "whole").lead
+    assert not any("left out" in line for line in told)
+
+
 def test_a_study_whose_branches_all_failed_shows_a_map_of_failures(tmp_path: Path) -> None:
     mine = empty() | {
         "branches": rows_of(
