@@ -35,8 +35,10 @@ lint: setup
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy rlheals_ray jobs
 
+# Tests of units two at a time; the others start Ray, which takes every core there is.
 pytest: setup
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2 --dist loadfile tests/unit
+	$(PYTHON) -m pytest tests/ray tests/e2e
 
 browser:
 	.ci/browser
