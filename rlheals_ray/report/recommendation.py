@@ -73,6 +73,8 @@ def confidence_words(rows: Sequence[Row], row: Row) -> str:
     p = row["p_best"]
     if p is None:
         return "How sure that is was not computed."
+    if sum(bool(one["eligible"]) for one in rows) == 1:
+        return "No other cell reaches the ID floor, so its OOD accuracy had no rival."
     share = f"in {100 * p:.0f} % of the draws of problems it is the best of the eligible cells"
     rivals = sorted(
         (one for one in rows if one is not row and one["eligible"] and (one["p_best"] or 0) > 0.05),

@@ -73,6 +73,12 @@ def test_how_sure_it_is_is_said_in_words(p_best: float, said: str) -> None:
     assert ("SFT 15 + RL 30" in text) is (p_best < 0.9), "rivals are named where the choice is not clear"
 
 
+def test_the_only_eligible_cell_is_not_called_clear() -> None:
+    first, *others = recommended(1.0)
+    text = recommendation_words([first, *({**row, "eligible": False, "p_best": None} for row in others)])
+    assert text.endswith("No other cell reaches the ID floor, so its OOD accuracy had no rival.")
+
+
 def test_no_eligible_cell_is_no_recommendation_and_says_how_near_the_map_came() -> None:
     text = recommendation_words(recommended(0.9, floor=0.99))
     assert "There is no recommendation: no cell reaches the ID floor of .99" in text
