@@ -286,9 +286,16 @@ def _work_until_closed(config: Mapping[str, Any]) -> None:
     queue, group = config["queue"], config["group"]
     rank, workers = context.get_world_rank(), context.get_world_size()
 
+    sent: list[ray.ObjectRef] = []
+
+    def arrived() -> None:
+        """Wait until the queue has the last row."""
+        ray.get([sent.pop() for _ in range(len(sent))])
+
     def report(row: Mapping[str, Any]) -> None:
         if rank == 0:
-            ray.get(queue.report.remote(group, dict(row)))
+            arrived()  # one row at most is on its way, while the next is being worked on
+            sent.append(queue.report.remote(group, dict(row)))
 
     incarnation, node = uuid.uuid4().hex, ray.get_runtime_context().get_node_id()
     while True:
@@ -301,6 +308,7 @@ def _work_until_closed(config: Mapping[str, Any]) -> None:
         try:
             getattr(importlib.import_module(module), function)(**work.arguments, report=report)
         except Exception as error:
+            arrived()
             cause = traceback.format_exc()
             if workers > 1:
                 # Ranks may have left a collective at different places, or lost a peer that was killed:
@@ -311,5 +319,6 @@ def _work_until_closed(config: Mapping[str, Any]) -> None:
                 raise
             ray.get(queue.finish.remote(group, cause))
         else:
+            arrived()
             if rank == 0:
                 ray.get(queue.finish.remote(group))

@@ -71,7 +71,7 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     print(render(name, outcome, around), flush=True)
     if options.json is not None:
         options.json.write_text(
-            json.dumps(record(name, outcome, around), indent=1, ensure_ascii=False) + "\n"
+            json.dumps(record(name, outcome, around), indent=1, ensure_ascii=False, default=str) + "\n"
         )
     return 0
 

@@ -8,7 +8,7 @@ continues where it was.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -74,6 +74,8 @@ class TaskExamples:
     seed: int
     examples: int | None = None
     """How many problems; None: all there are."""
+    _prompts: dict[int, list[int]] = field(default_factory=dict, repr=False, compare=False)
+    """Ids of prompts by the place of their problem: they are the same in every epoch."""
 
     @cached_property
     def problems(self) -> list[Problem]:
@@ -88,7 +90,11 @@ class TaskExamples:
     def stream(self, positions: Iterable[int]) -> Iterator[Example]:
         for position in positions:
             seed = self.seed * 1_000_003 + position // self.count
-            yield demonstrate(self.task, self.chat, self.problem(position), seed)
+            at = place(self.seed, position, self.count)
+            prompt = self._prompts.get(at)
+            if prompt is None:
+                prompt = self._prompts[at] = self.chat.first_turn(self.task.prompt(self.problems[at]))
+            yield demonstrate(self.task, self.chat, self.problems[at], seed, prompt)
 
     def problem(self, position: int) -> Problem:
         """The problem at a position."""
@@ -109,9 +115,11 @@ def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
-def demonstrate(task: Task, chat: ChatFormat, problem: Problem, seed: int) -> Example:
-    """A problem's prompt and demonstration as token ids."""
-    prompt = chat.first_turn(task.prompt(problem))
+def demonstrate(
+    task: Task, chat: ChatFormat, problem: Problem, seed: int, prompt: list[int] | None = None
+) -> Example:
+    """A problem's prompt and demonstration as token ids; `prompt`: the ids of its prompt, where they are known."""
+    prompt = chat.first_turn(task.prompt(problem)) if prompt is None else prompt
     completion = chat.completion(task.demonstration(problem, seed=seed))
     return Example(problem, prompt + completion, [IGNORE] * len(prompt) + completion)
 
