@@ -9,25 +9,26 @@ training function resumes from its own state on storage.
 
 from __future__ import annotations
 
-import asyncio
 import importlib
+import math
+import time
 import traceback
 import uuid
-from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 
 from rlheals_ray import placement
-
-MAX_FAILURES = 2
-"""How often one work item may lose its worker group before it counts as failed."""
+from rlheals_ray.work_queue import Work, WorkQueue
 
 MAX_IDLE_RESTARTS = 2
 """How often a group may be restarted without asking for work in between: workers that cannot even start must
-not try for ever. Restarts in the midst of work are bounded by MAX_FAILURES for each item."""
+not try for ever. Restarts in the midst of work are bounded for each item (see work_queue.py)."""
+
+REPORT_SECONDS = 0.2
+"""How often a group tells its progress at most."""
 
 Report = Callable[[Mapping[str, Any]], None]
 """How a training function tells its progress; rows reach `WorkQueue.follow`."""
@@ -39,123 +40,6 @@ class WorkFailed(RuntimeError):
 
 class Hopeless(RuntimeError):
     """Raised by a training function, on every rank alike, where doing the item again would not help."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """A training function by its importable name, `package.module:function`, and its arguments."""
-
-    key: str
-    function: str
-    arguments: Mapping[str, Any]
-
-
-@dataclass
-class _Item:
-    work: Work
-    rows: list[Mapping[str, Any]] = field(default_factory=list)
-    error: str | None = None
-    finished: bool = False
-    attempts: int = 0
-    causes: list[str] = field(default_factory=list)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def notify(self) -> None:
-        self.changed.set()
-        self.changed = asyncio.Event()
-
-
-class WorkQueue:
-    """An asynchronous Ray actor between those who want work done and the groups that do it."""
-
-    def __init__(self) -> None:
-        self._items: dict[str, _Item] = {}
-        self._waiting: deque[str] = deque()
-        self._at: dict[str, str] = {}
-        self._incarnation: dict[str, str] = {}
-        self._node: dict[str, str] = {}
-        self._taken: Counter[str] = Counter()
-        self._arrived = asyncio.Condition()
-        self._closed = False
-
-    async def submit(self, work: Work) -> None:
-        """Have it done; work that is under way already is joined, and not done twice.
-
-        So whoever asked and died may ask again from another process.
-        """
-        async with self._arrived:
-            if (item := self._items.get(work.key)) is not None and not item.finished:
-                return
-            self._items[work.key] = _Item(work)
-            self._waiting.append(work.key)
-            self._arrived.notify_all()
-
-    async def close(self) -> None:
-        """Let every idle group end."""
-        async with self._arrived:
-            self._closed = True
-            self._arrived.notify_all()
-
-    async def host(self, group: str) -> str | None:
-        """The node that holds the group's first worker, once that is up; None when the queue is closed."""
-        async with self._arrived:
-            await self._arrived.wait_for(lambda: group in self._node or self._closed)
-        return self._node.get(group)
-
-    async def take(self, group: str, incarnation: str, node: str) -> Work | None:
-        """The group's next item; the one it was at, when it was restarted; None when the queue is closed.
-
-        `node` is that of the group's first worker.
-        Every start of a group is an incarnation of it: a call that a dead one left waiting is let go,
-        or it would swallow the next item.
-        """
-        async with self._arrived:
-            self._incarnation[group] = incarnation
-            self._node[group] = node
-            self._taken[group] += 1
-            self._arrived.notify_all()
-        if group in self._at:
-            item = self._items[self._at[group]]
-            item.attempts += 1
-            if item.attempts <= MAX_FAILURES:
-                return item.work
-            causes = "\n".join(item.causes) or "no worker left a traceback"
-            await self.finish(group, f"{causes}\nits worker group died {item.attempts} times")
-        async with self._arrived:
-            await self._arrived.wait_for(
-                lambda: self._incarnation[group] != incarnation or self._waiting or self._closed
-            )
-            if self._incarnation[group] != incarnation or not self._waiting:
-                return None
-            key = self._waiting.popleft()
-            self._at[group] = key
-        return self._items[key].work
-
-    async def taken(self, group: str) -> int:
-        """How often the group has asked for work."""
-        return self._taken[group]
-
-    async def note(self, group: str, rank: int, cause: str) -> None:
-        """Remember why a rank left the item that its group is at."""
-        if group in self._at:
-            self._items[self._at[group]].causes.append(f"rank {rank}: {cause}")
-
-    async def report(self, group: str, row: Mapping[str, Any]) -> None:
-        item = self._items[self._at[group]]
-        item.rows.append(row)
-        item.notify()
-
-    async def finish(self, group: str, error: str | None = None) -> None:
-        item = self._items[self._at.pop(group)]
-        item.error, item.finished = error, True
-        item.notify()
-
-    async def follow(self, key: str, after: int) -> tuple[list[Mapping[str, Any]], bool, str | None]:
-        """Rows beyond the first `after`, whether the item has finished, and its error; waits for news."""
-        item = self._items[key]
-        while len(item.rows) <= after and not item.finished:
-            await item.changed.wait()
-        return item.rows[after:], item.finished, item.error
 
 
 @dataclass(frozen=True)
@@ -275,6 +159,26 @@ def _run_group(
                 raise
 
 
+class _Progress:
+    """Rows on their way to the queue: updates of some milliseconds are told of several at a time."""
+
+    def __init__(self, queue: ray.actor.ActorHandle, group: str) -> None:
+        self._queue, self._group = queue, group
+        self._rows: list[dict[str, Any]] = []
+        self._sent = -math.inf
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        self._rows.append(dict(row))
+        if time.monotonic() - self._sent >= REPORT_SECONDS:
+            self.send()
+
+    def send(self) -> None:
+        """Returns when the queue has every row."""
+        if self._rows:
+            ray.get(self._queue.report.remote(self._group, self._rows))
+        self._rows, self._sent = [], time.monotonic()
+
+
 def _work_until_closed(config: Mapping[str, Any]) -> None:
     """The training loop of every worker: rank 0 takes items, all ranks do them together."""
     import ray.train
@@ -286,16 +190,11 @@ def _work_until_closed(config: Mapping[str, Any]) -> None:
     queue, group = config["queue"], config["group"]
     rank, workers = context.get_world_rank(), context.get_world_size()
 
-    sent: list[ray.ObjectRef] = []
-
-    def arrived() -> None:
-        """Wait until the queue has the last row."""
-        ray.get([sent.pop() for _ in range(len(sent))])
+    progress = _Progress(queue, group)
 
     def report(row: Mapping[str, Any]) -> None:
         if rank == 0:
-            arrived()  # one row at most is on its way, while the next is being worked on
-            sent.append(queue.report.remote(group, dict(row)))
+            progress.add(row)
 
     incarnation, node = uuid.uuid4().hex, ray.get_runtime_context().get_node_id()
     while True:
@@ -308,7 +207,7 @@ def _work_until_closed(config: Mapping[str, Any]) -> None:
         try:
             getattr(importlib.import_module(module), function)(**work.arguments, report=report)
         except Exception as error:
-            arrived()
+            progress.send()
             cause = traceback.format_exc()
             if workers > 1:
                 # Ranks may have left a collective at different places, or lost a peer that was killed:
@@ -319,6 +218,6 @@ def _work_until_closed(config: Mapping[str, Any]) -> None:
                 raise
             ray.get(queue.finish.remote(group, cause))
         else:
-            arrived()
+            progress.send()
             if rank == 0:
                 ray.get(queue.finish.remote(group))

@@ -16,7 +16,8 @@ from rlheals_ray.rl.spec import BranchSpec
 from rlheals_ray.rollout.generator import GeneratorSettings
 from rlheals_ray.rollout.pool import Pool
 from rlheals_ray.storage import StudyFiles
-from rlheals_ray.training import Training, Work
+from rlheals_ray.training import Training
+from rlheals_ray.work_queue import Work
 
 TRAIN_BRANCH = "rlheals_ray.rl.learner:train_branch"
 ATTEMPTS, NEW_TOKENS = 2, 2

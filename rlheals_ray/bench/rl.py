@@ -26,7 +26,7 @@ from rlheals_ray.lineage import Branch, Trunk
 from rlheals_ray.rl.spec import BranchSpec
 from rlheals_ray.storage import Unit, fingerprint
 from rlheals_ray.tasks import get_task
-from rlheals_ray.training import Work
+from rlheals_ray.work_queue import Work
 
 TRAIN_BRANCH = "rlheals_ray.rl.learner:train_branch"
 

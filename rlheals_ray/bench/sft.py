@@ -21,7 +21,8 @@ from rlheals_ray.bench.measure import Figure, Outcome, alternate, at_least
 from rlheals_ray.config import Study, dump_study, load_study
 from rlheals_ray.lineage import BASE, Trunk
 from rlheals_ray.storage import StudyFiles, Unit, fingerprint
-from rlheals_ray.training import Report, Training, Work
+from rlheals_ray.training import Report, Training
+from rlheals_ray.work_queue import Work
 
 
 def add_options(parser: ArgumentParser) -> None:

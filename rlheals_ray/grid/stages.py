@@ -20,7 +20,8 @@ from rlheals_ray.grid.session import Session
 from rlheals_ray.lineage import BASE, Trunk, branches, controls, trunks
 from rlheals_ray.storage import StudyFiles, Unit
 from rlheals_ray.tasks import Problem
-from rlheals_ray.training import Work, WorkFailed
+from rlheals_ray.training import WorkFailed
+from rlheals_ray.work_queue import Work
 
 if TYPE_CHECKING:
     from rlheals_ray.grid.trunk_tracking import TrunkCurves

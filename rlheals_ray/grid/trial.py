@@ -20,7 +20,8 @@ from rlheals_ray.rl.compute import flops_per_token
 from rlheals_ray.rl.spec import BranchSpec
 from rlheals_ray.rollout.pool import Pool
 from rlheals_ray.storage import StudyFiles, Unit
-from rlheals_ray.training import Training, Work, WorkFailed
+from rlheals_ray.training import Training, WorkFailed
+from rlheals_ray.work_queue import Work
 
 TRAIN_BRANCH = "rlheals_ray.rl.learner:train_branch"
 TRAIN_CONTINUED = "rlheals_ray.sft.controls:train_continued"

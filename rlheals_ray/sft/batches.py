@@ -7,9 +7,13 @@ the r-th of W equal parts, in micro-batches. Every number of workers therefore s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -61,7 +65,7 @@ class Share:
 def loader(
     examples: Examples, share: Share, first_position: int, updates: range, collate: Callable[[Any], Any]
 ) -> DataLoader[Any]:
-    """This worker's micro-batches of `updates`, made as they are asked for."""
+    """This worker's micro-batches of `updates`, the examples of each made while the one before is trained on."""
     stream = _Stream(examples, share, first_position, updates)
     return DataLoader(stream, batch_size=share.micro_batch, collate_fn=collate)
 
@@ -72,7 +76,17 @@ class _Stream(IterableDataset[Example]):
         self._first_position, self._updates = first_position, updates
 
     def __iter__(self) -> Iterator[Example]:
-        yield from self._examples.stream(self._share.positions(self._first_position, self._updates))
+        stream = self._examples.stream(self._share.positions(self._first_position, self._updates))
+        return chain.from_iterable(_ahead(iter(lambda: list(islice(stream, self._share.micro_batch)), [])))
+
+
+def _ahead(items: Iterator[list[Example]]) -> Iterator[list[Example]]:
+    """The same, each made in a thread while its forerunner is in use: torch lets other threads run meanwhile."""
+    with ThreadPoolExecutor(1) as maker:
+        following: Future[list[Example]] = maker.submit(next, items, [])
+        while item := following.result():
+            following = maker.submit(next, items, [])
+            yield item
 
 
 class TooLong(ValueError):
@@ -110,7 +124,7 @@ def _padded(examples: Sequence[Example], weights: Sequence[float] | None) -> dic
     # Token 0 as padding: what stands right of an example is attended to by nothing, and is not predicted.
     batch = {
         "input_ids": _pad([example.input_ids for example in examples], 0),
-        "attention_mask": _pad([[1] * len(example.input_ids) for example in examples], 0),
+        "attention_mask": _pad([np.ones(len(example.input_ids)) for example in examples], 0),
         "labels": _pad([example.labels for example in examples], IGNORE),
     }
     if weights is not None:
@@ -132,7 +146,10 @@ def _packed(examples: Sequence[Example], weights: Sequence[float] | None) -> dic
     return batch
 
 
-def _pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-    return torch.nn.utils.rnn.pad_sequence(
-        [torch.tensor(row) for row in rows], batch_first=True, padding_value=value
-    )
+def _pad(rows: Sequence[npt.ArrayLike], value: int) -> torch.Tensor:
+    # Through numpy: pad_sequence takes 4 ms an update of 48 examples, a tenth of the update of a small model.
+    lengths = [len(row) for row in rows]  # type: ignore[arg-type]
+    padded = np.full((len(rows), max(lengths)), value, dtype=np.int64)
+    for line, row, length in zip(padded, rows, lengths, strict=True):
+        line[:length] = row
+    return torch.from_numpy(padded)

@@ -25,7 +25,8 @@ from rlheals_ray.sft.user_data import UserExamples, prepare
 from rlheals_ray.spectra import anchor_factors
 from rlheals_ray.storage import StudyFiles, Unit
 from rlheals_ray.tasks import get_task
-from rlheals_ray.training import Training, Work
+from rlheals_ray.training import Training
+from rlheals_ray.work_queue import Work
 
 pytestmark = pytest.mark.slow
 

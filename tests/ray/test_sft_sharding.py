@@ -26,7 +26,8 @@ from rlheals_ray.sft.data import IGNORE, training_examples
 from rlheals_ray.sft.trainer import train_trunk
 from rlheals_ray.storage import StudyFiles, Unit
 from rlheals_ray.tasks import get_task
-from rlheals_ray.training import Report, Training, Work
+from rlheals_ray.training import Report, Training
+from rlheals_ray.work_queue import Work
 
 TARGETS = [18, 24]
 TASK = TaskSettings.model_validate(

@@ -15,7 +15,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from rlheals_ray.training import Hopeless, Report, Training, Work, WorkFailed
+from rlheals_ray.training import Hopeless, Report, Training, WorkFailed
+from rlheals_ray.work_queue import Work
 
 ME = "tests.ray.test_training"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from rlheals_ray.training import Work, WorkQueue
+from rlheals_ray.work_queue import Work, WorkQueue
 
 WORK = Work("rl/seed=0", "package.module:function", {})
 
@@ -14,7 +14,7 @@ def test_work_that_is_asked_for_again_while_it_is_under_way_is_joined() -> None:
         queue = WorkQueue()
         await queue.submit(WORK)
         assert await queue.take("g", "first", "node") == WORK
-        await queue.report("g", {"update": 1})
+        await queue.report("g", [{"update": 1}])
         await queue.submit(WORK)  # another process, since the one that asked is dead
         waiting = asyncio.ensure_future(queue.take("other", "first", "node"))
         await asyncio.sleep(0)
