@@ -27,7 +27,7 @@ MAX_IDLE_RESTARTS = 2
 """How often a group may be restarted without asking for work in between: workers that cannot even start must
 not try for ever. Restarts in the midst of work are bounded for each item (see work_queue.py)."""
 
-REPORT_SECONDS = 0.2
+REPORT_SECONDS = 0.5
 """How often a group tells its progress at most."""
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -166,17 +166,28 @@ class _Progress:
         self._queue, self._group = queue, group
         self._rows: list[dict[str, Any]] = []
         self._sent = -math.inf
+        self._underway: ray.ObjectRef | None = None
 
     def add(self, row: Mapping[str, Any]) -> None:
         self._rows.append(dict(row))
         if time.monotonic() - self._sent >= REPORT_SECONDS:
-            self.send()
+            self._send()
 
-    def send(self) -> None:
+    def arrive(self) -> None:
         """Returns when the queue has every row."""
+        self._send()
+        self._wait()
+
+    def _send(self) -> None:
+        self._wait()  # one message at a time is under way, so that rows stay in their order
         if self._rows:
-            ray.get(self._queue.report.remote(self._group, self._rows))
+            self._underway = self._queue.report.remote(self._group, self._rows)
         self._rows, self._sent = [], time.monotonic()
+
+    def _wait(self) -> None:
+        if self._underway is not None:
+            ray.get(self._underway)
+        self._underway = None
 
 
 def _work_until_closed(config: Mapping[str, Any]) -> None:
@@ -207,7 +218,7 @@ def _work_until_closed(config: Mapping[str, Any]) -> None:
         try:
             getattr(importlib.import_module(module), function)(**work.arguments, report=report)
         except Exception as error:
-            progress.send()
+            progress.arrive()
             cause = traceback.format_exc()
             if workers > 1:
                 # Ranks may have left a collective at different places, or lost a peer that was killed:
@@ -218,6 +229,6 @@ def _work_until_closed(config: Mapping[str, Any]) -> None:
                 raise
             ray.get(queue.finish.remote(group, cause))
         else:
-            progress.send()
+            progress.arrive()
             if rank == 0:
                 ray.get(queue.finish.remote(group))
