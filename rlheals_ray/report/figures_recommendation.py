@@ -67,7 +67,7 @@ def trade_off(rows: Sequence[Row]) -> Figure | None:
         which = "the recommended one is the highest of them on the half of the problems that chooses"
     caption = (
         f"<b>Look at</b> the cells right of the ID floor (filled): {which}. Drawn are accuracies on the other half, so "
-        "that being chosen does not flatter. Cells below the floor are hollow."
+        "that being chosen does not flatter. Cells below the floor on the half that chooses are hollow."
     )
     caption += " Bars at the recommended cell: 95 % over problems." if chosen else ""
     return Figure("trade-off", "What each place to stop gives", figure, caption, keys)
