@@ -24,7 +24,15 @@ GOOD, BROKEN = 10, 80
 def test_a_checkpoint_of_nan_costs_its_own_branch_alone(whole: Run, tmp_path: Path) -> None:
     root = tmp_path / STUDY
     shutil.copytree(whole.root, root)
-    for made in ("markers/rl", "markers/control", "checkpoints/rl", "checkpoints/control", "parts/rl"):
+    probes = ("markers/probe/rl", "markers/probe/control")
+    for made in (
+        "markers/rl",
+        "markers/control",
+        "checkpoints/rl",
+        "checkpoints/control",
+        "parts/rl",
+        *probes,
+    ):
         shutil.rmtree(root / made)
     weights = root / f"checkpoints/sft/seed=0/step={BROKEN:06d}/model.safetensors"
     ruined = {name: tensor * float("nan") for name, tensor in load_file(weights).items()}
