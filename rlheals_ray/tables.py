@@ -58,7 +58,7 @@ CONTROLS = _schema(
 """RL against a control of equal compute from the same checkpoint: acc_rl − acc_control on the same problems, as the
 boundary's healing. verdict: better | worse | unclear, of RL."""
 EDGES = _schema(
-    recipe=_s, algorithm=_s, rl_step=_i, edge=_s, step=_i, next_step=_i, step_low=_i, step_high=_i, absent=_f,
+    rule=_s, recipe=_s, algorithm=_s, rl_step=_i, edge=_s, step=_i, next_step=_i, step_low=_i, step_high=_i, absent=_f,
     seeds_low=_i, seeds_high=_i,
 )  # fmt: skip
 """The boundary's edges. edge: lower | upper; step: the outermost SFT step that heals (null: none does), next_step: the
@@ -70,11 +70,12 @@ BRANCHES = _schema(
 """What became of every branch and control. status: done | stopped (early, cause says why) | failed | waiting; rl_step:
 the last update made; compute: FLOPs per parameter that training and generation took; sft_updates: of a control."""
 RECOMMENDATION = _schema(
-    recipe=_s, algorithm=_s, sft_step=_i, rl_step=_i, chosen=_b, eligible=_b, p_best=_f, ood=_f, ood_low=_f,
+    rule=_s, recipe=_s, algorithm=_s, sft_step=_i, rl_step=_i, chosen=_b, eligible=_b, p_best=_f, ood=_f, ood_low=_f,
     ood_high=_f, ood_seed_low=_f, ood_seed_high=_f, id=_f, id_low=_f, id_high=_f, id_floor=_f, checkpoint=_s,
 )  # fmt: skip
-"""Every cell as a place to stop, the best first: chosen on one half of the problems, accuracies of the other; p_best:
-share of bootstrap draws in which it is the best of the eligible; checkpoint: of the seed with the best OOD."""
+"""Every cell as a place to stop, the best first, rule by rule: chosen on one half of the problems, accuracies of the
+other; p_best: share of bootstrap draws in which it is the best of the eligible; checkpoint: of the seed with the best
+OOD."""
 SPECTRA = _schema(
     recipe=_s, seed=_i, a=_s, b=_s, matrix=_s, layer=_i, role=_s, k=_i, drift_mean=_f, drift_max=_f,
     angle_u_mean=_f, angle_u_max=_f, angle_v_mean=_f, angle_v_max=_f, null_angle=_f, stretch=_f,

@@ -1,4 +1,4 @@
-"""A probe: one checkpoint answers the study's fixed problems of both rules through a leased generator.
+"""A probe: one checkpoint answers the study's fixed problems of every rule through a leased generator.
 
 Every checkpoint gets the same problems, so every comparison between checkpoints is paired.
 """
@@ -14,12 +14,12 @@ from rlheals_ray.config import EvaluationSettings
 from rlheals_ray.rollout.episode import EpisodeRequest, Sampling, Weights, episodes_table
 from rlheals_ray.rollout.load import CheckpointLoad
 from rlheals_ray.rollout.pool import Pool
-from rlheals_ray.tasks import Problem, Task
+from rlheals_ray.tasks import Problem, Rule, Task
 
 
-def probe_problems(task: Task, settings: EvaluationSettings, rule: str) -> list[Problem]:
+def probe_problems(task: Task, settings: EvaluationSettings, rule: Rule) -> list[Problem]:
     """The probe problems of one rule, the same for every checkpoint of the study."""
-    return task.problems(rule, "eval", settings.problems, seed=settings.seed)  # type: ignore[arg-type]
+    return task.problems(rule, "eval", settings.problems, seed=settings.seed)
 
 
 def probe(

@@ -14,6 +14,7 @@ from typing import Any
 from rlheals_ray.grid.retention import NOTE, is_removed
 from rlheals_ray.grid.session import Session
 from rlheals_ray.storage import new_directory
+from rlheals_ray.tasks import ood_rules
 
 RECOMMENDED = "recommended"
 
@@ -22,7 +23,8 @@ def export_stage(session: Session) -> None:
     """Write `recommended/` from tables/recommendation; remove an old one where nothing is recommended any more."""
     files = session.files
     rows = files.read_table("recommendation").to_pylist()
-    row = next((row for row in rows if row["chosen"] and row["checkpoint"]), None)
+    first = ood_rules(session.task)[0]  # of several maps, that of the rule that peaks are of
+    row = next((row for row in rows if row["chosen"] and row["checkpoint"] and row["rule"] == first), None)
     out = files.root / RECOMMENDED
     if row is None:
         shutil.rmtree(out, ignore_errors=True)

@@ -25,6 +25,7 @@ from rlheals_ray.grid.session import Session
 from rlheals_ray.grid.units import Probe
 from rlheals_ray.lineage import BASE, Trunk
 from rlheals_ray.storage import Unit, write_parquet
+from rlheals_ray.tasks import rules_of
 
 HIDDEN = "hidden"
 """Where a study keeps what was collected of each checkpoint."""
@@ -95,7 +96,7 @@ def _asked(session: Session) -> list[Asked]:
         assert study.hidden is not None
         problems = [
             problem
-            for rule in ("id", "ood")
+            for rule in rules_of(session.task)
             for problem in probe_problems(session.task, study.evaluation, rule)[: study.hidden.problems]
         ]
         files.begin(unit)

@@ -12,6 +12,7 @@ from rlheals_ray.evaluation.probe import probe_problems
 from rlheals_ray.grid.session import Session
 from rlheals_ray.grid.units import Probe
 from rlheals_ray.lineage import BASE, Branch, Trunk, branches_of, trunks
+from rlheals_ray.tasks import ood_rules, rules_of
 
 
 def probed_trunks(session: Session) -> list[Trunk]:
@@ -46,9 +47,10 @@ def healed_step(session: Session, trunk: Trunk, peak: int) -> int | None:
 
 
 def _best(session: Session, probes: Mapping[int, Probe]) -> int:
-    """Of probed checkpoints by SFT step, the step of the best OOD accuracy on the half that selects."""
+    """The SFT step of the best accuracy of the first OOD rule on the selecting half."""
     episodes = pa.concat_tables([session.files.read_part("episodes", p.unit) for p in probes.values()])
-    problems, solved = first_attempts(episodes, "ood", [p.checkpoint for p in probes.values()])
+    first = ood_rules(session.task)[0]
+    problems, solved = first_attempts(episodes, first, [p.checkpoint for p in probes.values()])
     select, report = split_halves(problems, clusters(session))
     curves = {step: solved[:, index] for index, step in enumerate(probes)}
     return ood_peak(curves, select, report).step
@@ -57,7 +59,9 @@ def _best(session: Session, probes: Mapping[int, Probe]) -> int:
 def clusters(session: Session) -> dict[str, str]:
     """Problem id to the cluster that statistics resample: deals of one multiset are not independent."""
     problems = [
-        p for rule in ("id", "ood") for p in probe_problems(session.task, session.study.evaluation, rule)
+        p
+        for rule in rules_of(session.task)
+        for p in probe_problems(session.task, session.study.evaluation, rule)
     ]
     return {problem.id: problem.group for problem in problems}
 

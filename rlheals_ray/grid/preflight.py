@@ -17,7 +17,7 @@ from rlheals_ray.grid.preflight_base import (
 )
 from rlheals_ray.grid.preflight_data import check_data
 from rlheals_ray.storage import StudyFiles
-from rlheals_ray.tasks import Rule, Task, get_task
+from rlheals_ray.tasks import Task, get_task, rules_of
 
 _SPARE = 8
 """Tokens by which a feedback may be longer than the one that is measured."""
@@ -40,8 +40,7 @@ def preflight(study: Study) -> StudyFiles:
 
 
 def _check_problems(study: Study, task: Task) -> None:
-    rules: tuple[Rule, ...] = ("id", "ood")
-    for rule in rules:
+    for rule in rules_of(task):
         available = task.available(rule, "eval")
         if study.evaluation.problems > available:
             raise InputError(

@@ -10,7 +10,7 @@ from rlheals_ray.grid.preflight_base import positions, token_counter
 from rlheals_ray.grid.progress import StageProgress
 from rlheals_ray.sft.user_files import content, find_files, pieces, wrong_data
 from rlheals_ray.sft.user_rows import Row, read_rows
-from rlheals_ray.tasks import Rule, Task
+from rlheals_ray.tasks import Rule, Task, ood_rules
 
 _MOST_OOD = 20_000
 """Problems of the OOD rule whose prompts are looked for, where the task has more."""
@@ -90,8 +90,9 @@ def _probed(study: Study, task: Task) -> dict[str, Rule]:
     from rlheals_ray.evaluation.probe import probe_problems
 
     problems = list(probe_problems(task, study.evaluation, "id"))
-    problems += probe_problems(task, study.evaluation, "ood")
-    problems += task.problems("ood", "eval", min(task.available("ood", "eval"), _MOST_OOD), seed=0)
+    for rule in ood_rules(task):
+        problems += probe_problems(task, study.evaluation, rule)
+        problems += task.problems(rule, "eval", min(task.available(rule, "eval"), _MOST_OOD), seed=0)
     return {_plain(task.prompt(problem)): problem.rule for problem in problems}
 
 

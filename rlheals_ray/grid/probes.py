@@ -16,7 +16,7 @@ from rlheals_ray.grid.units import Probe
 from rlheals_ray.rollout.pool import Pool
 from rlheals_ray.storage import StudyFiles
 from rlheals_ray.tables import table
-from rlheals_ray.tasks import get_task
+from rlheals_ray.tasks import get_task, rules_of
 
 if TYPE_CHECKING:
     from rlheals_ray.grid.session import Session
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def run_probe(study: Study, files: StudyFiles, pool: Pool, wanted: Probe) -> None:
-    """Probe one checkpoint on both rules and leave its parts of tables/episodes and tables/scores.
+    """Probe one checkpoint on every rule and leave its parts of tables/episodes and tables/scores.
 
     Raises FileNotFoundError when the checkpoint is absent or was made from other inputs than the study's.
     """
@@ -37,7 +37,7 @@ def run_probe(study: Study, files: StudyFiles, pool: Pool, wanted: Probe) -> Non
         )
     files.begin(wanted.unit)
     task = get_task(study.task.name, **study.task.options)
-    problems = [p for rule in ("id", "ood") for p in probe_problems(task, study.evaluation, rule)]
+    problems = [p for rule in rules_of(task) for p in probe_problems(task, study.evaluation, rule)]
     directory, start = files.checkpoint(wanted.checkpoint), time.perf_counter()
     episodes, engine = probe(
         pool, wanted.checkpoint, directory, wanted.unit.fingerprint, problems, study.evaluation

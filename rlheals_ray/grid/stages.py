@@ -19,7 +19,7 @@ from rlheals_ray.grid.progress import StageProgress
 from rlheals_ray.grid.session import Session
 from rlheals_ray.lineage import BASE, Trunk, branches, controls, trunks
 from rlheals_ray.storage import StudyFiles, Unit
-from rlheals_ray.tasks import Problem
+from rlheals_ray.tasks import Problem, ood_rules
 from rlheals_ray.training import WorkFailed
 from rlheals_ray.work_queue import Work
 
@@ -132,11 +132,11 @@ def _start_losses(session: Session, done: Sequence[Trunk]) -> Losses:
         return {}
     session.connect()
     references: Losses = {}
-    for rule in ("id", "ood"):
+    for name, rule in (("id", "id"), ("ood", ood_rules(session.task)[0])):
         problems = probe_problems(session.task, study.evaluation, rule)
         for trunk in pending:
             directories = [files.checkpoint(trunk.checkpoint(step)) for step in study.sft.steps]
-            references[trunk, rule] = _score_losses.remote(directories, study.task, problems)
+            references[trunk, name] = _score_losses.remote(directories, study.task, problems)
     return references
 
 
@@ -146,9 +146,9 @@ def _finish_losses(session: Session, losses: Losses) -> None:
         unit = session.units.losses(trunk)
         try:
             part = session.files.read_part("sft", session.units.trunk(trunk))
-            for rule in ("id", "ood"):
-                values = pa.array(ray.get(losses[trunk, rule]), pa.float64())
-                part = part.set_column(part.schema.get_field_index(f"{rule}_loss"), f"{rule}_loss", values)
+            for name in ("id", "ood"):
+                values = pa.array(ray.get(losses[trunk, name]), pa.float64())
+                part = part.set_column(part.schema.get_field_index(f"{name}_loss"), f"{name}_loss", values)
         except Exception:
             session.failures[unit.name] = traceback.format_exc()
             continue

@@ -23,6 +23,7 @@ from rlheals_ray.grid.stages import base_stage, evaluate_stage, rl_stage, sft_st
 from rlheals_ray.grid.study_tables import tables_stage
 from rlheals_ray.provenance import git_commit, versions
 from rlheals_ray.storage import StudyFiles, write_json, write_text
+from rlheals_ray.tasks import ood_rules
 
 STAGES: dict[str, tuple[Callable[[Session], None], ...]] = {
     "sft": (base_stage, sft_stage),
@@ -102,17 +103,19 @@ def _record_study(study: Study, files: StudyFiles) -> None:
 def _summary(session: Session, logs: Mapping[str, Path]) -> None:
     """The boundary, the stages' times, the failures and the report's path, in the terminal."""
     console = Console()
-    rows = [
+    pooled = [
         r
         for r in session.files.read_table("boundary").to_pylist()
-        if r["scope"] == "pooled" and r["rule"] == "ood" and r["algorithm"] == session.study.rl.algorithm
+        if r["scope"] == "pooled" and r["algorithm"] == session.study.rl.algorithm
     ]
-    last = max((row["rl_step"] for row in rows), default=0)
-    _print(console, f"OOD accuracy@1, seeds {list(session.study.seeds)}, after {last} RL updates",
-           ("SFT step", "after SFT", "after RL", "healing", "95 % over problems", "verdict"),
-           [(str(r["sft_step"]), f"{r['ood_sft']:.3f}", f"{r['ood_rl']:.3f}", f"{r['healing']:+.3f}",
-             f"{r['healing_low']:+.3f} to {r['healing_high']:+.3f}", r["verdict"])
-            for r in rows if r["rl_step"] == last])  # fmt: skip
+    last = max((row["rl_step"] for row in pooled), default=0)
+    for rule in ood_rules(session.task):
+        name = "OOD" if rule == "ood" else f"OOD ({rule})"
+        _print(console, f"{name} accuracy@1, seeds {list(session.study.seeds)}, after {last} RL updates",
+               ("SFT step", "after SFT", "after RL", "healing", "95 % over problems", "verdict"),
+               [(str(r["sft_step"]), f"{r['ood_sft']:.3f}", f"{r['ood_rl']:.3f}", f"{r['healing']:+.3f}",
+                 f"{r['healing_low']:+.3f} to {r['healing_high']:+.3f}", r["verdict"])
+                for r in pooled if r["rule"] == rule and r["rl_step"] == last])  # fmt: skip
     _print(console, "Where the time went", ("stage", "seconds"),
            [(stage, f"{seconds:.1f}") for stage, seconds in session.timings.seconds.items()])  # fmt: skip
     for unit, cause in session.failures.items():

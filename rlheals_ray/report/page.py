@@ -15,6 +15,7 @@ from rlheals_ray.report.findings_weights import weight_findings
 from rlheals_ray.report.layout import Section
 from rlheals_ray.report.results import Accuracies
 from rlheals_ray.report.sections import sections
+from rlheals_ray.report.sections_rules import of_rule, rules_findings, rules_of_study, rules_section
 from rlheals_ray.report.source import Source, facts, read_study
 from rlheals_ray.report.words import Finding
 from rlheals_ray.storage import write_text
@@ -58,13 +59,24 @@ def build_report(study_directory: Path) -> Path:
 
 def render(source: Source) -> str:
     """The whole page as HTML. All text is escaped; figures travel as JSON that cannot end its script."""
-    weights = weight_findings(source.tables, Accuracies(source.tables["scores"]))
+    if source.outside:
+        findings, parts = (
+            weight_findings(source.tables, Accuracies(source.tables["scores"])),
+            sections(source),
+        )
+    else:
+        rules = rules_of_study(source)
+        first = of_rule(source, rules[0])
+        findings, parts = findings_of(first.tables, first.clusters), sections(first)
+        if len(rules) > 1:
+            findings = [*findings, *rules_findings(source, rules)]
+            parts.insert(1, rules_section(source, rules))
     return render_page(
         title=source.name,
         question=COMPARED if source.outside else QUESTION,
         facts=facts(source),
-        findings=weights if source.outside else findings_of(source.tables, source.clusters),
-        sections=sections(source),
+        findings=findings,
+        sections=parts,
     )
 
 

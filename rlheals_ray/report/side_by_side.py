@@ -17,6 +17,7 @@ from rlheals_ray.report.layout import Section, Table
 from rlheals_ray.report.page import render_page
 from rlheals_ray.report.paired_studies import paired_cells, paired_lines, why_not_paired
 from rlheals_ray.report.recommendation import recommendation_words, runners_up
+from rlheals_ray.report.sections_rules import of_rule, rules_of_study
 from rlheals_ray.report.source import Source, read_study, resolved
 from rlheals_ray.report.strands import Strand, strands
 from rlheals_ray.report.unfinished import gaps, unfinished_findings, unfinished_table
@@ -73,7 +74,7 @@ def _study(directory: Path, side: str) -> Source:
             f"--compare {side} (got {str(directory)!r}): it holds comparisons of weights, not a study; give a study's "
             "directory, for example runs/nano."
         )
-    return source
+    return of_rule(source, rules_of_study(source)[0])
 
 
 def render_comparison(a: Source, b: Source) -> str:

@@ -18,7 +18,7 @@ from rlheals_ray.config import InputError, Study, dump_study
 from rlheals_ray.report.results import conform
 from rlheals_ray.report.words import algorithm_name
 from rlheals_ray.tables import SCHEMAS
-from rlheals_ray.tasks import get_task
+from rlheals_ray.tasks import Task, get_task, ood_rules
 
 COMPARED = ("spectra", "updates", "singular_values")
 """Tables that comparisons of checkpoints leave, with or without a study around them."""
@@ -38,6 +38,8 @@ class Source:
     """File name -> why it could not be read."""
     timings: Mapping[str, float] = field(default_factory=dict)
     """Stage -> seconds."""
+    task: Task | None = None
+    """Made again from the settings; None where they are not there or not valid."""
     clusters: Mapping[str, str] | None = None
     """OOD problem id -> the cluster it is resampled with, as the study's task makes them; None if unknown."""
     written: datetime | None = None
@@ -76,7 +78,8 @@ def read_study(directory: Path) -> Source:
     }
     written = datetime.fromtimestamp(newest, UTC) if newest else None
     name = str(study.get("name") or directory.resolve().name)
-    return Source(name, study, tables, unreadable, timings, _clusters(study), written, directory)
+    task = _task(study)
+    return Source(name, study, tables, unreadable, timings, task, _clusters(study, task), written, directory)
 
 
 def resolved(source: Source) -> dict[str, Any] | None:
@@ -88,12 +91,25 @@ def resolved(source: Source) -> dict[str, Any] | None:
         return None
 
 
-def _clusters(study: Mapping[str, Any]) -> dict[str, str] | None:
-    """The clusters of the OOD probe problems, made again from the settings as the evaluation made them."""
-    options, evaluation = dict(_part(study, "task")), _part(study, "evaluation")
+def _task(study: Mapping[str, Any]) -> Task | None:
+    options = dict(_part(study, "task"))
     try:
-        task = get_task(options.pop("name"), **options)
-        problems = task.problems("ood", "eval", evaluation["problems"], seed=evaluation["seed"])
+        return get_task(options.pop("name"), **options)
+    except (InputError, KeyError, TypeError):
+        return None
+
+
+def _clusters(study: Mapping[str, Any], task: Task | None) -> dict[str, str] | None:
+    """The clusters of the OOD probe problems, made again from the settings as the evaluation made them."""
+    if task is None:
+        return None
+    evaluation = _part(study, "evaluation")
+    try:
+        problems = [
+            problem
+            for rule in ood_rules(task)
+            for problem in task.problems(rule, "eval", evaluation["problems"], seed=evaluation["seed"])
+        ]
     except (InputError, KeyError, TypeError):
         return None
     return {problem.id: problem.group for problem in problems}

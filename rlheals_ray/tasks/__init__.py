@@ -10,9 +10,9 @@ from pydantic import BaseModel, ValidationError
 
 from rlheals_ray.config import InputError
 from rlheals_ray.tasks.general_points import GeneralPoints
-from rlheals_ray.tasks.task import Problem, Rule, Split, Task, Verdict
+from rlheals_ray.tasks.task import Problem, Rule, Split, Task, Verdict, ood_rules, rules_of
 
-__all__ = ["Problem", "Rule", "Split", "Task", "Verdict", "get_task"]
+__all__ = ["Problem", "Rule", "Split", "Task", "Verdict", "get_task", "ood_rules", "rules_of"]
 
 _TASKS = {
     "general_points": GeneralPoints,

@@ -1,11 +1,12 @@
-"""What a task is: verifiable problems under two rules, one trained on and one only ever evaluated."""
+"""What a task is: verifiable problems under one rule that is trained on and others that are only ever evaluated."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-Rule = Literal["id", "ood"]
+Rule = str
+"""`id`, or one of a task's OOD rules."""
 Split = Literal["train", "eval"]
 
 
@@ -67,3 +68,17 @@ class Task(Protocol):
     def fingerprint(self) -> str:
         """A hash of everything that problems, prompts and verdicts depend on; stable over processes."""
         ...
+
+
+def ood_rules(task: Task) -> tuple[Rule, ...]:
+    """The rules that are only ever evaluated; the first is the one that peaks and losses are of.
+
+    A task names several in an attribute `ood_rules`; one without it has the single rule `ood`.
+    """
+    rules: tuple[Rule, ...] = tuple(getattr(task, "ood_rules", ("ood",)))
+    return rules
+
+
+def rules_of(task: Task) -> tuple[Rule, ...]:
+    """`id` and the OOD rules."""
+    return ("id", *ood_rules(task))

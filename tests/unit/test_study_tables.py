@@ -35,7 +35,7 @@ def with_scores(found: Map, rows: list[dict[str, Any]]) -> Map:
 
 
 def outcome(of: Study, found: Map) -> dict[str, pa.Table]:
-    rows = outcome_rows(of, *found)
+    rows = outcome_rows(of, ["ood"], *found)
     return {name: tables.table(name, own) for name, own in rows.items()}
 
 
@@ -113,3 +113,29 @@ def test_several_recipes_are_judged_apart_and_recommended_together() -> None:
             assert own == alone[name].to_pylist()
     assert found["recommendation"].num_rows == 2 * alone["recommendation"].num_rows
     assert sum(found["recommendation"]["chosen"].to_pylist()) == 1
+
+
+@pytest.mark.parametrize("rule", ["faces", "target"])
+def test_each_of_several_ood_rules_has_the_map_that_it_would_have_alone(rule: str) -> None:
+    random = np.random.default_rng(1)
+    several = simulated_map(
+        random, EFFECTS, seeds=2, controls=CONTROLS, rules=("faces", "target", "id"), clusters=20
+    )
+    several = with_scores(several, several.scores.to_pylist())
+
+    def alone(table: pa.Table) -> pa.Table:
+        rows = [row for row in table.to_pylist() if row["rule"] in (rule, "id")]
+        return pa.Table.from_pylist([row | {"rule": "id" if row["rule"] == "id" else "ood"} for row in rows])
+
+    both = outcome_rows(study(), ["faces", "target"], *several)
+    single = with_scores(
+        Map(alone(several.episodes), several.scores, several.clusters), alone(several.scores).to_pylist()
+    )
+    expected = outcome_rows(study(), ["ood"], *single)
+    for name, rows in expected.items():
+        wanted = [{**row, "rule": rule} for row in rows if row["rule"] == "ood"]
+        assert wanted, name
+        assert [row for row in both[name] if row["rule"] == rule] == wanted, name
+        assert [row for row in both[name] if row["rule"] == "id"] == [
+            row for row in rows if row["rule"] == "id"
+        ]
