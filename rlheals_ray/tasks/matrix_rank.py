@@ -1,13 +1,14 @@
 """Matrix rank: how many rows of an integer matrix are linearly independent.
 
 A matrix of rank r is a product of factors with r columns and r rows whose entries are drawn uniformly;
-a product of lower rank is drawn again. The published construction (arXiv 2509.12235) with three changes. The
-published OOD setting equals the ID setting; here the rules differ in shape and entries. Problems are
-distinct, so rank 0, of which there is one matrix, does not occur; ranks 1 to the smaller side are equally
-frequent in any number of problems (but for a remainder), which makes the chance level 1 / smaller side, 1/4 by
-default. Entries grow with the rank, here as there: a model can do better than chance without eliminating.
+a product of lower rank is drawn again. That is the published construction (arXiv 2509.12235), with two
+changes. The published configuration of OOD equals that of ID; here the rules differ in shape and entries. And
+problems are distinct, so rank 0, of which there is one matrix, does not occur; ranks 1 to the smaller side
+are equally frequent in any number of problems (but for a remainder): by default chance is 1/4.
 
-With several attempts a model may try all ranks: evaluate with one, as published.
+Entries grow with the rank, here as there, so that one may do better than chance without eliminating: the
+rank whose mean sum of sizes in training is nearest is right for 51 % of the default ID and 39 % of the OOD problems.
+With several attempts a model may try all ranks: allow one or two, as published.
 """
 
 from __future__ import annotations

@@ -93,9 +93,15 @@ def test_the_few_symmetric_matrices_do_not_run_out_unnoticed() -> None:
 
 
 def test_ood_matrices_of_the_same_size_hold_an_entry_that_id_matrices_cannot_hold() -> None:
-    task = get_task(NAME, ood_size=2, ood_entries=[-6, 4])
-    assert all(min(map(min, rows)) < -4 for rows in every(task, "ood") if rows)
-    assert not {p.group for p in drawn(task, "ood", "eval")} & {p.group for p in drawn(task, "id", "train")}
+    task = get_task(NAME, id_size=3, ood_size=3, ood_entries=[-5, 4], pool=1000)
+    assert all(min(map(min, rows)) == -5 for rows in every(task, "ood"))
+
+
+def test_an_ood_matrix_is_no_near_copy_of_an_id_matrix() -> None:
+    """With other signs alone it would be one: [-6, 4] holds the negatives of [0, 4]."""
+    task = get_task(NAME, ood_size=2, id_entries=[0, 4], ood_entries=[-6, 4])
+    train, held_out, ood = ({p.group for p in drawn(task, rule, split)} for rule, split in SPLITS)
+    assert ood and not ood & (train | held_out)
 
 
 def test_the_ood_rule_cannot_be_trained_on() -> None:

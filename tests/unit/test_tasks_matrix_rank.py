@@ -25,7 +25,13 @@ TASK = get_task(NAME)
 COMPACT = get_task(NAME, wording="compact")
 SPLITS: tuple[tuple[Rule, Split], ...] = (("id", "train"), ("id", "eval"), ("ood", "eval"))
 SMALL = {"id_shape": [2, 3], "ood_shape": [3, 3], "ood_entries": [-2, 2]}
-OPTIONS: list[dict[str, Any]] = [{}, SMALL, {"pool": 600, "held_out": 0.5}, {"ood_shape": [4, 5]}]
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    SMALL,
+    {"pool": 600, "held_out": 0.5},
+    {"ood_shape": [4, 5]},
+    {"id_shape": [2, 3], "ood_shape": [2, 3]},
+]
 
 
 def drawn(
@@ -69,6 +75,20 @@ def test_ranks_1_to_4_are_uniform_and_never_0(rule: Rule, split: Split) -> None:
     for length in range(4, 401):
         prefix = Counter(ranks[:length])
         assert max(prefix.values()) - min(prefix.values()) <= 1
+
+
+def test_the_place_of_a_problem_does_not_tell_its_rank() -> None:
+    first_of_four = Counter(p.answer for p in drawn(TASK, "id", "eval", 1600)[::4])
+    assert chisquare(list(first_of_four.values())).pvalue > 0.01
+
+
+def test_ood_matrices_of_the_same_shape_have_a_factor_that_id_matrices_cannot_have() -> None:
+    """Of rank 1, u·vᵀ with some entry ±5 in u or v: a whole row or column is divisible by 5."""
+    task = get_task(NAME, ood_shape=[4, 5])
+    for problem in drawn(task, "ood", "eval"):
+        if problem.answer == 1:
+            lines = [*problem.rows, *zip(*problem.rows, strict=True)]
+            assert any(all(entry % 5 == 0 for entry in line) for line in lines)
 
 
 @pytest.mark.parametrize("options", OPTIONS)
