@@ -18,14 +18,20 @@ from rlheals_ray.grid.preflight_base import (
 from rlheals_ray.grid.preflight_data import check_data
 from rlheals_ray.storage import StudyFiles
 from rlheals_ray.tasks import Task, get_task, rules_of
+from rlheals_ray.tasks.conformance import Effort
+from rlheals_ray.tasks.conformance.apart import check_apart
 
 _SPARE = 8
 """Tokens by which a feedback may be longer than the one that is measured."""
+
+_CHECKED: set[str] = set()
+"""Tasks of one's own that this process has found right."""
 
 
 def preflight(study: Study) -> StudyFiles:
     """Check task, base model, problems, context, tracking and storage; raises InputError, allocates nothing."""
     task = get_task(study.task.name, **study.task.options)
+    _check_task(study)
     check_base(study)
     check_trunk(study)
     _check_problems(study, task)
@@ -37,6 +43,20 @@ def preflight(study: Study) -> StudyFiles:
     files = StudyFiles.at(study.storage, study.name)
     files.check_writable()
     return files
+
+
+def _check_task(study: Study) -> None:
+    """Hold a task of one's own against the laws of tasks, for about a second, where it cannot hang this process."""
+    name, checked = study.task.name, study.task.model_dump_json()
+    if ":" not in name or checked in _CHECKED:
+        return
+    found = check_apart(name, study.task.options, Effort.quick(), processes=False)
+    if not found.kept:
+        raise InputError(
+            f"task.name (got {name!r}): it breaks what every task promises. {found.breaches[0]} All of it: python "
+            f"jobs/evaluate.py --check-task {name}."
+        )
+    _CHECKED.add(checked)
 
 
 def _check_problems(study: Study, task: Task) -> None:
