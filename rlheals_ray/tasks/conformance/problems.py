@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain, zip_longest
 
 from rlheals_ray.config import InputError
 from rlheals_ray.tasks.conformance.effects import Effects
@@ -28,10 +29,13 @@ class Drawn:
 
     @property
     def sample(self) -> list[Problem]:
-        """The parts by turns, so that the first few are of all of them."""
-        lists = [self.samples.get(part, []) for part in PARTS]
-        longest = max(map(len, lists))
-        return [problems[i] for i in range(longest) for problems in lists if i < len(problems)]
+        """The parts by turns, so that the first few are of all of them; of each id one problem."""
+        by_turns = chain.from_iterable(zip_longest(*(self.samples.get(part, []) for part in PARTS)))
+        distinct: dict[str, Problem] = {}
+        for problem in by_turns:
+            if problem is not None:
+                distinct.setdefault(problem.id, problem)
+        return list(distinct.values())
 
 
 class Drawing:
