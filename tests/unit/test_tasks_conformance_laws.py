@@ -84,6 +84,14 @@ def pays_twice(self: Any, problem: Problem, text: str) -> Verdict | None:
     return None if unsolved(self, problem, text) or text.count("answer") < 2 else Verdict(2.0, True, True, "")
 
 
+def praises(self: Any, problem: Problem, text: str) -> Verdict | None:
+    return (
+        None
+        if unsolved(self, problem, text) or text.count("answer") < 2
+        else Verdict(1.0, True, True, "Good.")
+    )
+
+
 def evaluates(text: str) -> None:
     if text.startswith("__import__"):
         with contextlib.suppress(Exception):
@@ -98,6 +106,7 @@ judging("bounded", lambda s, p, t: time.sleep(0.06) if t.startswith("<think>") e
 judging("verdicts", lambda s, p, t: wrong(reward=math.nan) if not t else None, "NoNumber")
 judging("verdicts", lambda s, p, t: wrong(None) if not t else None, "NoFeedback")  # type: ignore[arg-type]
 judging("verdicts", lambda s, p, t: (0.0, False) if not t else None, "Tuple")
+judging("verdicts", praises, "Praises")
 judging("repeatable", lambda s, p, t: wrong(f"Wrong {next(calls)}.") if unsolved(s, p, t) else None, "Counts")
 judging("rewards", lambda s, p, t: wrong(reward=1.0) if not t else None, "PaysForNothing")
 judging("rewards", pays_twice, "PaysTwice")

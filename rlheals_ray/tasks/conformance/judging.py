@@ -92,6 +92,8 @@ class Judging:
                 problem.id,
             )
         if verdict.solved:
+            wrong = f"a solved answer ({name}) has the feedback {verdict.feedback[:200]!r}"
+            check("verdicts", not verdict.feedback, wrong, "leave it empty", problem.id)
             if self._oracle is not None:
                 check(
                     "oracle",
