@@ -9,13 +9,17 @@ from typing import Any, Literal, overload
 from pydantic import BaseModel, ValidationError
 
 from rlheals_ray.config import InputError
+from rlheals_ray.tasks.determinant import Determinant
 from rlheals_ray.tasks.general_points import GeneralPoints
+from rlheals_ray.tasks.matrix_rank import MatrixRank
 from rlheals_ray.tasks.task import Problem, Rule, Split, Task, Verdict, ood_rules, rules_of
 
 __all__ = ["Problem", "Rule", "Split", "Task", "Verdict", "get_task", "ood_rules", "rules_of"]
 
-_TASKS = {
+_TASKS: dict[str, Any] = {
     "general_points": GeneralPoints,
+    "matrix_rank": MatrixRank,
+    "determinant": Determinant,
 }
 
 _METHODS = tuple(name for name, member in vars(Task).items() if inspect.isfunction(member) and name[0] != "_")

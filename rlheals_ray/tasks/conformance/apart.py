@@ -22,7 +22,7 @@ from rlheals_ray.config import InputError
 from rlheals_ray.tasks import get_task
 from rlheals_ray.tasks.conformance import check_task
 from rlheals_ray.tasks.conformance.laws import LAWS, Breach, Conformance, Effort
-from rlheals_ray.tasks.conformance.problems import PARTS
+from rlheals_ray.tasks.conformance.problems import parts_of
 from rlheals_ray.tasks.task import Problem, Task
 
 _START_SECONDS = 120.0
@@ -150,7 +150,7 @@ def _listen(reading: int) -> tuple[dict[str, Any] | None, _Step]:
 def digests(task: Task) -> dict[str, str]:
     """A hash of everything that must be the same in every process, by what it is."""
     seen = {"fingerprint()": _digest(task.fingerprint)}
-    for rule, split in PARTS:
+    for rule, split in parts_of(task):
         seen[f"available({rule!r}, {split!r})"] = _digest(lambda r=rule, s=split: task.available(r, s))  # type: ignore[misc]
         try:
             problems = task.problems(rule, split, min(task.available(rule, split), _COMPARED), seed=3)

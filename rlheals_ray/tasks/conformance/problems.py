@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain, zip_longest
@@ -10,10 +11,7 @@ from itertools import chain, zip_longest
 from rlheals_ray.config import InputError
 from rlheals_ray.tasks.conformance.effects import Effects
 from rlheals_ray.tasks.conformance.laws import Findings, cause
-from rlheals_ray.tasks.task import Problem, Rule, Split, Task
-
-PARTS: tuple[tuple[Rule, Split], ...] = (("id", "train"), ("id", "eval"), ("ood", "eval"))
-"""Where a task has problems."""
+from rlheals_ray.tasks.task import Problem, Rule, Split, Task, ood_rules
 
 SEEDS = (0, 1, 7)
 
@@ -23,14 +21,12 @@ class Drawn:
     """Problems that were seen: a sample of each part, and everything by id."""
 
     samples: dict[tuple[Rule, Split], list[Problem]] = field(default_factory=dict)
-    seen: dict[tuple[Rule, Split], dict[str, Problem]] = field(
-        default_factory=lambda: {part: {} for part in PARTS}
-    )
+    seen: dict[tuple[Rule, Split], dict[str, Problem]] = field(default_factory=lambda: defaultdict(dict))
 
     @property
     def sample(self) -> list[Problem]:
         """The parts by turns, so that the first few are of all of them; of each id one problem."""
-        by_turns = chain.from_iterable(zip_longest(*(self.samples.get(part, []) for part in PARTS)))
+        by_turns = chain.from_iterable(zip_longest(*self.samples.values()))
         distinct: dict[str, Problem] = {}
         for problem in by_turns:
             if problem is not None:
@@ -47,7 +43,7 @@ class Drawing:
         self.drawn = Drawn()
 
     def check(self) -> Drawn:
-        for rule, split in PARTS:
+        for rule, split in parts_of(self._task):
             self._check_part(rule, split)
         self._check_ids_of_rules()
         self._check_split()
@@ -221,16 +217,18 @@ class Drawing:
         )
 
     def _check_ids_of_rules(self) -> None:
-        ood = self.drawn.seen["ood", "eval"]
-        for split in ("train", "eval"):
-            for name in self.drawn.seen["id", split]:
+        before: dict[str, str] = {}
+        for rule, split in parts_of(self._task):
+            mine = self.drawn.seen[rule, split]
+            for name in mine if rule != "id" else ():
                 self._findings.check(
                     "probes",
-                    name not in ood,
-                    f"a problem of rule 'ood' has this id, and one of rule 'id', split {split!r}, as well",
+                    name not in before,
+                    f"a problem of rule {rule!r} has this id, and one of {before.get(name)} as well",
                     "put the rule into the id",
                     name,
                 )
+            before |= dict.fromkeys(mine, f"rule {rule!r}, split {split!r},")
 
     def _check_split(self) -> None:
         train, held_out = self.drawn.seen["id", "train"], self.drawn.seen["id", "eval"]
@@ -251,20 +249,27 @@ class Drawing:
             )
 
     def _check_ood_training(self) -> None:
-        got = ""
-        self._findings.doing("ood training", "problems('ood', 'train', 1)")
-        try:
-            if available := self._task.available("ood", "train"):
-                got = f"available('ood', 'train') gives {available!r}"
-            if self._task.problems("ood", "train", 1):
-                got = "problems('ood', 'train', 1) gives a problem"
-        except InputError:
-            pass
-        except Exception as error:
-            got = f"asking for OOD training problems raises {cause(error)}"
-        self._findings.check(
-            "ood training", not got, got, "let available() give 0 and problems() raise InputError"
-        )
+        for rule in ood_rules(self._task):
+            got = ""
+            self._findings.doing("ood training", f"problems({rule!r}, 'train', 1)")
+            try:
+                if available := self._task.available(rule, "train"):
+                    got = f"available({rule!r}, 'train') gives {available!r}"
+                if self._task.problems(rule, "train", 1):
+                    got = f"problems({rule!r}, 'train', 1) gives a problem"
+            except InputError:
+                pass
+            except Exception as error:
+                got = f"asking for OOD training problems raises {cause(error)}"
+            self._findings.check(
+                "ood training", not got, got, "let available() give 0 and problems() raise InputError"
+            )
+
+
+def parts_of(task: Task) -> list[tuple[Rule, Split]]:
+    """Where a task has problems."""
+    ood: list[tuple[Rule, Split]] = [(rule, "eval") for rule in ood_rules(task)]
+    return [("id", "train"), ("id", "eval"), *ood]
 
 
 def _is_count(value: object) -> bool:
