@@ -70,7 +70,7 @@ class ToyTask:
 
     def judge(self, problem: Problem, text: str) -> Verdict:
         """The first word counts."""
-        answer = next(iter(text.split()), "")
+        answer = next(iter(text.split(maxsplit=1)), "")
         if answer == right_answer(problem):
             return Verdict(1.0, True, True, "")
         return Verdict(0.0, False, answer in COLOURS, "wrong" if answer in COLOURS else "illegal")
