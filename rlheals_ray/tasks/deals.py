@@ -1,4 +1,4 @@
-"""Deals of cards: what a rule makes of them, their groups, and which groups are held out.
+"""Deals of cards: their groups, and which groups are held out or stay clear of training.
 
 Cards are ranks; suits play no part, and a rank may occur any number of times. A group is a target and
 a multiset of values: all orders of its cards, and under `id` all of 10, J, Q, K in place of one
@@ -13,14 +13,12 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations_with_replacement
 
+from rlheals_ray.tasks.points_rules import FACES, Terms
 from rlheals_ray.tasks.solver import Values, solvable
-from rlheals_ray.tasks.task import Problem, Rule, Split
-
-RANKS = ("A", "2", "3", "4", "5", "6", "7", "8", "9", "10", "J", "Q", "K")
-FACES = ("J", "Q", "K")
-FACE_VALUES: dict[Rule, tuple[int, int, int]] = {"id": (10, 10, 10), "ood": (11, 12, 13)}
+from rlheals_ray.tasks.task import Problem, Split
 
 # Chosen for its sizes alone: of 3 cards with targets 18 and 24 it holds out 450 deals and leaves 648.
 _SPLIT_SALT = "general_points/78"
@@ -36,19 +34,17 @@ class GeneralPointsProblem(Problem):
     target: int
 
 
-def card_value(card: str, rule: Rule) -> int:
-    """A=1, 2..10 their number, J, Q, K as the rule has them."""
-    if card in FACES:
-        return FACE_VALUES[rule][FACES.index(card)]
-    return RANKS.index(card) + 1
-
-
-def problem_of(cards: tuple[str, ...], rule: Rule, target: int) -> GeneralPointsProblem:
+def problem_of(cards: tuple[str, ...], terms: Terms, target: int) -> GeneralPointsProblem:
     """The problem of one deal, with its id and group; whether it can be solved is not asked."""
-    values = tuple(card_value(card, rule) for card in cards)
-    name = f"{target}:{rule}:{'-'.join(cards)}"
-    group = Group(target, rule, tuple(sorted(values))).label
-    return GeneralPointsProblem(name, rule, group, cards, values, target)
+    values = tuple(terms.worth[card] for card in cards)
+    return _problem(cards, values, terms, target, Group(target, terms, tuple(sorted(values))).label)
+
+
+def _problem(
+    cards: tuple[str, ...], values: Values, terms: Terms, target: int, group: str
+) -> GeneralPointsProblem:
+    name = f"{target}:{terms.label}:{'-'.join(cards)}"
+    return GeneralPointsProblem(name, terms.rule, group, cards, values, target)
 
 
 @dataclass(frozen=True)
@@ -56,19 +52,19 @@ class Group:
     """All deals of one target and one multiset of values (ascending)."""
 
     target: int
-    rule: Rule
+    terms: Terms
     values: Values
 
-    @property
+    @cached_property
     def label(self) -> str:
-        return f"{self.target}:{self.rule}:{'-'.join(map(str, self.values))}"
+        return f"{self.target}:{self.terms.label}:{'-'.join(map(str, self.values))}"
 
-    @property
+    @cached_property
     def size(self) -> int:
-        """How many ordered deals it has."""
-        return self._arrangements * math.prod(len(_cards_worth(value, self.rule)) for value in self.values)
+        """How many ordered deals it has; 0 where the rule needs a face card and there is none of these values."""
+        return self._arrangements * self._choices(self.values, self.terms.needs_face)
 
-    @property
+    @cached_property
     def _arrangements(self) -> int:
         repeats = math.prod(math.factorial(n) for n in Counter(self.values).values())
         return math.factorial(len(self.values)) // repeats
@@ -81,26 +77,64 @@ class Group:
     def deal(self, index: int) -> GeneralPointsProblem:
         """The deal of this number, 0 <= index < size."""
         index, order = divmod(index, self._arrangements)
-        cards = []
-        for value in _arrangement(self.values, order):
-            choices = _cards_worth(value, self.rule)
-            index, chosen = divmod(index, len(choices))
-            cards.append(choices[chosen])
-        return problem_of(tuple(cards), self.rule, self.target)
+        values = _arrangement(self.values, order, self._arrangements)
+        needs_face = self.terms.needs_face
+        cards: list[str] = []
+        for at in reversed(range(len(values))):
+            for card in self.terms.cards_worth[values[at]]:
+                face_missing = needs_face and card not in FACES
+                beginning = self._choices(values[:at], face_missing)
+                if index < beginning:
+                    break
+                index -= beginning
+            needs_face = face_missing
+            cards.append(card)
+        return _problem(tuple(reversed(cards)), values, self.terms, self.target, self.label)
+
+    def _choices(self, values: Values, needs_face: bool) -> int:
+        """In how many ways cards can be worth these values in this order, at least one of them a face or not."""
+        terms = self.terms
+        ways = math.prod(len(terms.cards_worth[value]) for value in values)
+        return ways - math.prod(terms.plain_cards_worth[value] for value in values) if needs_face else ways
 
 
-def groups(cards: int, targets: tuple[int, ...], rule: Rule, split: Split, held_out: float) -> list[Group]:
-    """The split's groups, solvable or not, in a fixed order.
+def groups(terms: Terms, split: Split, trained: Terms, held_out: float) -> list[Group]:
+    """The groups of a rule in a split, solvable or not, in a fixed order; `trained` is the ID rule.
 
-    `ood` has no train split, and its groups hold at least one face card.
+    An OOD rule has no train split, and no deal of it has a multiset of values that ID training deals for any
+    of its targets: what is asked is the rule on a new hand, never a known hand in another guise. With other
+    faces or other targets that leaves the hands which are held out, or make nothing, under each ID target
+    (and any with a value that ID has not). Faces of 11 to 13 and larger deals are new to begin with.
     """
-    if rule == "ood" and split == "train":
-        return []
-    worths = sorted({card_value(rank, rule) for rank in RANKS})
-    drawn = [Group(t, rule, v) for t in targets for v in combinations_with_replacement(worths, cards)]
-    if rule == "ood":
-        return [group for group in drawn if group.values[-1] >= min(FACE_VALUES["ood"])]
-    return [group for group in drawn if group.held_out(held_out) == (split == "eval")]
+    return list(_groups(terms, split, trained, held_out))
+
+
+def reachable(target: int, terms: Terms, trained: Terms, held_out: float) -> bool:
+    """Whether an OOD rule has any deal that makes the target."""
+    candidates = _groups(terms, "eval", trained, held_out)
+    return any(solvable(group.values, target) for group in candidates if group.target == target)
+
+
+def _groups(terms: Terms, split: Split, trained: Terms, held_out: float) -> Iterator[Group]:
+    if terms.rule == "ood" and split == "train":
+        return
+    for target in terms.targets:
+        for values in combinations_with_replacement(terms.cards_worth, terms.cards):
+            group = Group(target, terms, values)
+            if terms.rule == "id":
+                if group.held_out(held_out) == (split == "eval"):
+                    yield group
+            elif group.size and not _in_training(values, trained, held_out):
+                yield group
+
+
+def _in_training(values: Values, trained: Terms, held_out: float) -> bool:
+    if len(values) != trained.cards or not trained.cards_worth.keys() >= set(values):
+        return False
+    return any(
+        not Group(target, trained, values).held_out(held_out) and solvable(values, target)
+        for target in trained.targets
+    )
 
 
 def draw(candidates: list[Group], seed: str) -> Iterator[GeneralPointsProblem]:
@@ -117,22 +151,17 @@ def draw(candidates: list[Group], seed: str) -> Iterator[GeneralPointsProblem]:
             yield group.deal(order.pop())
 
 
-def _cards_worth(value: int, rule: Rule) -> list[str]:
-    return [rank for rank in RANKS if card_value(rank, rule) == value]
-
-
-def _arrangement(values: Values, index: int) -> Values:
-    """The distinct permutation of a multiset that has this number in lexicographic order."""
+def _arrangement(values: Values, index: int, count: int) -> Values:
+    """The distinct permutation of a multiset, of `count`, that has this number in lexicographic order."""
     left = Counter(values)
-    count = math.factorial(len(values)) // math.prod(math.factorial(n) for n in left.values())
     arranged = []
     for remaining in range(len(values), 0, -1):
-        for value in sorted(left):
-            beginning = count * left[value] // remaining
+        for value, times in left.items():  # ascending, as values are
+            beginning = count * times // remaining
             if index < beginning:
+                arranged.append(value)
                 break
             index -= beginning
-        arranged.append(value)
-        left -= Counter((value,))
+        left[value] -= 1
         count = beginning
     return tuple(arranged)

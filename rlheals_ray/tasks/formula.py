@@ -14,8 +14,14 @@ MAX_CHARACTERS = 512
 MAX_DEPTH = 64
 MAX_DIGITS = 4
 
+_BLANKS = " \t\r\n"
 # [0-9], not \d, which takes every script's digits; the last alternative catches what is not allowed.
-_TOKEN = re.compile(r"[ \t\r\n]*+(?:([0-9]++)|([-+*/()=])|(.))", re.DOTALL)
+_TOKEN = re.compile(rf"[0-9]++|[-+*/()=]|[^{_BLANKS}]")
+_SIGNS = frozenset("-+*/()=")
+
+_Ratio = tuple[int, int]
+"""Numerator and denominator, neither in lowest terms nor with a positive denominator: the intermediate values of a
+formula, whose length bounds theirs. Fractions would be reduced at every step, at several times the cost."""
 
 
 class FormulaError(ValueError):
@@ -39,22 +45,25 @@ def parse(text: str) -> Formula:
     """
     if len(text) > MAX_CHARACTERS:
         raise FormulaError(f"it is longer than {MAX_CHARACTERS} characters")
-    return _Reader(_tokens(text.strip(" \t\r\n"))).formula()
+    return _Reader(_tokens(text)).formula()
 
 
 def _tokens(text: str) -> list[str]:
-    tokens = []
-    for number, sign, other in _TOKEN.findall(text):
-        if other:
+    tokens: list[str] = _TOKEN.findall(text)
+    for token in tokens:
+        if token in _SIGNS:
+            continue
+        if not "0" <= token[0] <= "9":
             raise FormulaError("only whole numbers, + - * / and parentheses are allowed")
-        if len(number) > MAX_DIGITS or (len(number) > 1 and number[0] == "0"):
+        if len(token) > MAX_DIGITS or (len(token) > 1 and token[0] == "0"):
             raise FormulaError(f"numbers have at most {MAX_DIGITS} digits and no leading zero")
-        tokens.append(number or sign)
     return tokens
 
 
 class _Reader:
     """Recursive descent: sum = product ((+|-) product)*, product = atom ((*|/) atom)*."""
+
+    __slots__ = ("_at", "_numbers", "_tokens")
 
     def __init__(self, tokens: list[str]) -> None:
         self._tokens = [*tokens, ""]
@@ -62,59 +71,56 @@ class _Reader:
         self._numbers: list[int] = []
 
     def formula(self) -> Formula:
-        value = self._sum(0)
+        top, bottom = self._sum(0)
         numbers = tuple(self._numbers)
         claimed = None
-        if self._take("="):
+        if self._tokens[self._at] == "=":
+            self._at += 1
             claimed = self._number()
-        if self._next:
+        if self._tokens[self._at]:
             raise FormulaError("an operator or a parenthesis is missing or misplaced")
-        return Formula(value, numbers, claimed)
-
-    @property
-    def _next(self) -> str:
-        return self._tokens[self._at]
-
-    def _take(self, options: str) -> str:
-        token = self._next
-        if not token or token not in options:
-            return ""
-        self._at += 1
-        return token
+        return Formula(Fraction(top, bottom), numbers, claimed)
 
     def _number(self) -> int:
-        token = self._next
+        token = self._tokens[self._at]
         if not token.isdigit():
             raise FormulaError("a number is missing where one is needed")
         self._at += 1
-        self._numbers.append(int(token))
-        return self._numbers[-1]
+        number = int(token)
+        self._numbers.append(number)
+        return number
 
-    def _sum(self, depth: int) -> Fraction:
-        value = self._product(depth)
-        while sign := self._take("+-"):
-            term = self._product(depth)
-            value = value + term if sign == "+" else value - term
-        return value
+    def _sum(self, depth: int) -> _Ratio:
+        top, bottom = self._product(depth)
+        while (sign := self._tokens[self._at]) == "+" or sign == "-":
+            self._at += 1
+            term_top, term_bottom = self._product(depth)
+            term = term_top * bottom
+            top = top * term_bottom + term if sign == "+" else top * term_bottom - term
+            bottom *= term_bottom
+        return top, bottom
 
-    def _product(self, depth: int) -> Fraction:
-        value = self._atom(depth)
-        while sign := self._take("*/"):
-            factor = self._atom(depth)
-            if sign == "*":
-                value *= factor
-            elif factor:
-                value /= factor
-            else:
-                raise FormulaError("it divides by zero")
-        return value
+    def _product(self, depth: int) -> _Ratio:
+        top, bottom = self._atom(depth)
+        while (sign := self._tokens[self._at]) == "*" or sign == "/":
+            self._at += 1
+            factor_top, factor_bottom = self._atom(depth)
+            if sign == "/":
+                if not factor_top:
+                    raise FormulaError("it divides by zero")
+                factor_top, factor_bottom = factor_bottom, factor_top
+            top *= factor_top
+            bottom *= factor_bottom
+        return top, bottom
 
-    def _atom(self, depth: int) -> Fraction:
-        if not self._take("("):
-            return Fraction(self._number())
+    def _atom(self, depth: int) -> _Ratio:
+        if self._tokens[self._at] != "(":
+            return self._number(), 1
         if depth == MAX_DEPTH:
             raise FormulaError(f"parentheses are nested more than {MAX_DEPTH} deep")
+        self._at += 1
         value = self._sum(depth + 1)
-        if not self._take(")"):
+        if self._tokens[self._at] != ")":
             raise FormulaError("a parenthesis is not closed")
+        self._at += 1
         return value

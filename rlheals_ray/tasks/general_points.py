@@ -1,8 +1,9 @@
 """GeneralPoints: make a target from dealt cards, each used once.
 
 The two rules differ in what face cards count: 10 each (`id`), or 11, 12, 13 (`ood`, where every deal
-holds at least one). Rewards are those of Chu et al., arXiv 2501.17161: +5 solved, -1 legal without
-reaching the target, -2 wrong numbers, -3 no legal formula.
+holds at least one); or in what else the option `ood` chooses (points_rules.py). Rewards are those of Chu et
+al., arXiv 2501.17161: +5 solved, -1 legal without reaching the target, -2 wrong numbers, -3 no legal
+formula.
 """
 
 from __future__ import annotations
@@ -15,14 +16,13 @@ from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
 from itertools import islice
-from typing import Annotated, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from rlheals_ray.config import InputError
 from rlheals_ray.tasks.answer import Answer, find_answer
-from rlheals_ray.tasks.deals import RANKS, GeneralPointsProblem, draw, groups, problem_of
+from rlheals_ray.tasks.deals import GeneralPointsProblem, draw, groups, problem_of
 from rlheals_ray.tasks.formula import Formula, FormulaError, parse
+from rlheals_ray.tasks.points_options import GeneralPointsOptions
+from rlheals_ray.tasks.points_rules import OOD_RULES, RANKS, Terms, id_terms
 from rlheals_ray.tasks.solver import solutions, solvable
 from rlheals_ray.tasks.spellings import second_shortest
 from rlheals_ray.tasks.task import Problem, Rule, Split, Verdict
@@ -35,32 +35,6 @@ _SOLVED = 5.0
 _PENALTY = {"illegal": -3.0, "numbers": -2.0, "nomatch": -1.0}
 """Most severe first."""
 
-Target = Annotated[int, Field(strict=True, ge=1, le=9999)]
-Share = Annotated[float, Field(strict=True)]
-
-
-class GeneralPointsOptions(BaseModel):
-    """What a study may choose about the game."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    cards: Annotated[int, Field(strict=True, ge=2, le=6)] = 4
-    targets: Annotated[tuple[Target, ...], Field(min_length=1)] = (24,)
-    wording: Literal["compact", "paper"] = "paper"
-    additive_penalties: Annotated[bool, Field(strict=True)] = False
-    """Add up the penalties of an answer, as the published code does, instead of taking the most severe."""
-    held_out: Annotated[Share, Field(gt=0, lt=1)] = 0.4
-    """Share of the ID (target, multiset of values) groups that evaluation keeps for itself."""
-    second_solution: Annotated[Share, Field(ge=0, le=1)] = 0.3
-    """Probability that a demonstration shows the second-shortest formula (see spellings.py)."""
-
-    @field_validator("targets")
-    @classmethod
-    def _distinct(cls, targets: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(targets)) != len(targets):
-            raise ValueError(f"targets must be distinct; write {sorted(set(targets))}")
-        return targets
-
 
 class GeneralPoints:
     """The task; see `rlheals_ray.tasks.task.Task` for what each method promises."""
@@ -70,7 +44,11 @@ class GeneralPoints:
 
     def __init__(self, options: GeneralPointsOptions) -> None:
         self.options = options
-        self._wording = WORDINGS[options.wording]
+        self._wording = WORDINGS[options.wording, options.phrasing]
+        self._terms: dict[Rule, Terms] = {
+            "id": id_terms(options),
+            "ood": OOD_RULES[options.ood].terms(options),
+        }
 
     def problems(self, rule: Rule, split: Split, count: int, seed: int = 0) -> list[Problem]:
         """Distinct ordered deals, dealt round-robin over (target, multiset) groups.
@@ -81,8 +59,9 @@ class GeneralPoints:
         self._check_split(rule, split)
         if count < 0:
             raise InputError(f"count: {count} is negative; ask for 0 problems or more.")
-        candidates = groups(options.cards, options.targets, rule, split, options.held_out)
-        drawn: list[Problem] = list(islice(draw(candidates, f"{seed}/{rule}/{split}"), count))
+        terms = self._terms[rule]
+        candidates = groups(terms, split, self._terms["id"], options.held_out)
+        drawn: list[Problem] = list(islice(draw(candidates, f"{seed}/{terms.label}/{split}"), count))
         if len(drawn) < count:
             remedy = (
                 "the OOD rule is only ever evaluated: use split='eval'"
@@ -90,8 +69,8 @@ class GeneralPoints:
                 else f"ask for {len(drawn)} at most, add targets, deal more cards or change held_out"
             )
             raise InputError(
-                f"count: {count} {rule} {split} problems were asked for, but with cards={options.cards}, "
-                f"targets={list(options.targets)} and held_out={options.held_out} there are {len(drawn)} "
+                f"count: {count} {rule} {split} problems were asked for, but with cards={terms.cards}, "
+                f"targets={list(terms.targets)} and held_out={options.held_out} there are {len(drawn)} "
                 f"distinct ones; {remedy}."
             )
         return drawn
@@ -99,7 +78,7 @@ class GeneralPoints:
     def available(self, rule: Rule, split: Split) -> int:
         """How many distinct ordered deals can be solved under the rule and lie in the split."""
         self._check_split(rule, split)
-        return _available(self.options.cards, self.options.targets, rule, split, self.options.held_out)
+        return _available(self._terms[rule], split, self._terms["id"], self.options.held_out)
 
     def deal(self, cards: Sequence[str], rule: Rule, target: int | None = None) -> GeneralPointsProblem:
         """The problem of one given deal, in its order; `target` may be left out when there is only one.
@@ -107,19 +86,20 @@ class GeneralPoints:
         Raises InputError for unknown cards, a wrong number of them, a target that is not the task's,
         or a deal without a solution.
         """
-        targets = self.options.targets
         self._check_split(rule, "eval")
+        terms = self._terms[rule]
+        targets = terms.targets
         unknown = [card for card in cards if card not in RANKS]
         if unknown:
             raise InputError(f"cards: {unknown} are not cards; choose from {', '.join(RANKS)}, as strings.")
-        if len(cards) != self.options.cards:
-            raise InputError(f"cards: {len(cards)} were dealt; this task deals {self.options.cards}.")
+        if len(cards) != terms.cards:
+            raise InputError(f"cards: {len(cards)} were dealt; this task deals {terms.cards}.")
         if target is None and len(targets) > 1:
             raise InputError(f"target: the task has several; name one of {list(targets)}.")
         chosen = targets[0] if target is None else target
         if chosen not in targets:
             raise InputError(f"target: {chosen} is not a target of this task; name one of {list(targets)}.")
-        problem = problem_of(tuple(cards), rule, chosen)
+        problem = problem_of(tuple(cards), terms, chosen)
         if not solvable(problem.values, chosen):
             raise InputError(
                 f"cards: {list(cards)} cannot make {chosen} under the rule {rule!r}; deal other cards."
@@ -127,7 +107,8 @@ class GeneralPoints:
         return problem
 
     def prompt(self, problem: Problem) -> str:
-        return self._wording.prompt(_own(problem))
+        own = _own(problem)
+        return self._wording.prompt(own, self._terms[own.rule].faces)
 
     def demonstration(self, problem: Problem, seed: int = 0) -> str:
         """The shortest formula or, with probability `second_solution`, the second-shortest."""
@@ -155,7 +136,7 @@ class GeneralPoints:
         return verdict.feedback
 
     def fingerprint(self) -> str:
-        declared = [self.name, _CODE_VERSION, self.options.model_dump(mode="json")]
+        declared = [self.name, _CODE_VERSION, self.options.declared()]
         return hashlib.blake2b(json.dumps(declared, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     @staticmethod
@@ -166,8 +147,8 @@ class GeneralPoints:
 
 
 @lru_cache(64)
-def _available(cards: int, targets: tuple[int, ...], rule: Rule, split: Split, held_out: float) -> int:
-    candidates = groups(cards, targets, rule, split, held_out)
+def _available(terms: Terms, split: Split, trained: Terms, held_out: float) -> int:
+    candidates = groups(terms, split, trained, held_out)
     return sum(group.size for group in candidates if solvable(group.values, group.target))
 
 
@@ -191,9 +172,9 @@ def _faults(problem: GeneralPointsProblem, answer: Answer | None) -> list[Fault]
 
 
 def _formula_fault(problem: GeneralPointsProblem, formula: Formula) -> list[Fault]:
-    used, dealt = Counter(formula.numbers), Counter(problem.values)
-    if used == dealt:
+    if sorted(formula.numbers) == sorted(problem.values):
         return []
+    used, dealt = Counter(formula.numbers), Counter(problem.values)
     # A formula of hundreds of numbers must not get hundreds of words of feedback.
     most = len(problem.values)
     invalid = tuple(sorted((used - dealt).elements()))[:most]
@@ -207,9 +188,10 @@ def _formula_fault(problem: GeneralPointsProblem, formula: Formula) -> list[Faul
 
 
 def _number_fault(problem: GeneralPointsProblem, answer: Answer) -> list[Fault]:
-    written, dealt = Counter(answer.number), Counter(map(str, problem.values))
-    if written == dealt:
+    values = [str(value) for value in problem.values]
+    if sorted(answer.number) == sorted(values):
         return []
+    written, dealt = Counter(answer.number), Counter(values)
     most = len(problem.values)
     whole = (
         text for text in (written - dealt).elements() if text.isascii() and text.isdigit() and len(text) <= 4

@@ -1,8 +1,9 @@
 """How problems, answers and feedback are put into words.
 
 `paper` is the text-only GeneralPoints prompt of Chu et al., "SFT Memorizes, RL Generalizes"
-(arXiv 2501.17161, appendix B), which the paper reuses. `compact` says the same with one
-space-separated word per token, for a model whose whole vocabulary is `compact_vocabulary`.
+(arXiv 2501.17161, appendix B), which the paper reuses; `diverse` has many wordings of it (points_phrasing.py).
+`compact` says the same with one space-separated word per token, for a model whose whole vocabulary is
+`compact_vocabulary`.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from rlheals_ray.tasks.deals import FACE_VALUES, FACES, RANKS, GeneralPointsProblem
+from rlheals_ray.tasks.deals import GeneralPointsProblem
+from rlheals_ray.tasks.points_phrasing import Phrasing, described, phrasing_of
+from rlheals_ray.tasks.points_rules import FACES, RANKS, Faces
 
 _OPEN, _NUMBER, _FORMULA, _CLOSE = '{"cards":[', '],"number":[', '],"formula":"', '"}'
-_LARGEST_WORD = 13
+LARGEST_WORD = 13
+"""The largest number, targets apart, that the compact wording has a word for."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +36,9 @@ class Fault:
 
 
 class Wording(Protocol):
-    """A way to put things; `formula` comes space-separated from the solver."""
+    """A way to put things; `faces` is the rule, `formula` comes space-separated from the solver."""
 
-    def prompt(self, problem: GeneralPointsProblem) -> str: ...
+    def prompt(self, problem: GeneralPointsProblem, faces: Faces) -> str: ...
     def answer(self, problem: GeneralPointsProblem, formula: str) -> str: ...
     def feedback(self, fault: Fault) -> str: ...
 
@@ -42,8 +46,8 @@ class Wording(Protocol):
 class Compact:
     """One word per token."""
 
-    def prompt(self, problem: GeneralPointsProblem) -> str:
-        rule = [f"{face} {value}" for face, value in zip(FACES, FACE_VALUES[problem.rule], strict=True)]
+    def prompt(self, problem: GeneralPointsProblem, faces: Faces) -> str:
+        rule = [f"{face} {value}" for face, value in zip(FACES, faces, strict=True)]
         return " ".join(["make", str(problem.target), "rule", *rule, "cards", *problem.cards, "reply"])
 
     def answer(self, problem: GeneralPointsProblem, formula: str) -> str:
@@ -55,7 +59,7 @@ class Compact:
             return f"failed {fault.kind}"
         words = ["failed"]
         for name, numbers in (("invalid", fault.invalid), ("unused", fault.unused)):
-            known = [str(n) for n in numbers if 1 <= n <= _LARGEST_WORD]
+            known = [str(n) for n in numbers if 1 <= n <= LARGEST_WORD]
             words += [name, *known] if known else []
         # Every wrong number may lie outside the vocabulary.
         return " ".join(words if len(words) > 1 else ["failed", "invalid"])
@@ -64,24 +68,8 @@ class Compact:
 class Paper:
     """Natural language. Answers are the paper's object, written as valid JSON."""
 
-    def prompt(self, problem: GeneralPointsProblem) -> str:
-        count, target, faces = len(problem.cards), problem.target, _FACES_COUNT_AS[problem.rule]
-        cards, numbers = "xyzwvu"[:count], "abcdef"[:count]
-        return (
-            "[Task Description]\n"
-            f"You are an expert {target} points card game player. You will receive a set of {count} cards.\n"
-            f"Note that {faces}, and each card must be used once.\n"
-            f"Your goal is to output a formula that evaluates to {target} using numbers from the cards and "
-            "operators such as '+', '-', '*', '/', '(', ')', and '='.\n\n"
-            "[Input]\n"
-            f"Cards: {list(problem.cards)}\n\n"
-            "[Output]\n"
-            "{\n"
-            f'  "cards": [{", ".join(cards)}], where {faces},\n'
-            f'  "number": [{", ".join(numbers)}], where {_listed(numbers)} are the numbers on the cards,\n'
-            f"  \"formula\": 'an equation that equals {target}',\n"
-            "}"
-        )
+    def prompt(self, problem: GeneralPointsProblem, faces: Faces) -> str:
+        return described(Phrasing(), problem.target, problem.cards, faces)
 
     def answer(self, problem: GeneralPointsProblem, formula: str) -> str:
         equation = f"{formula.replace(' ', '')}={problem.target}"
@@ -93,12 +81,19 @@ class Paper:
         return f"You failed this trial because {fault.reason}."
 
 
-WORDINGS: dict[str, Wording] = {"compact": Compact(), "paper": Paper()}
+class Diverse(Paper):
+    """Natural language in many wordings, one for each problem; answers and feedback as ever."""
 
-_FACES_COUNT_AS = {
-    "id": "'J', 'Q', and 'K' count as '10'",
-    "ood": "'J', 'Q', and 'K' count as '11', '12', and '13' respectively",
+    def prompt(self, problem: GeneralPointsProblem, faces: Faces) -> str:
+        return described(phrasing_of(problem.id), problem.target, problem.cards, faces)
+
+
+WORDINGS: dict[tuple[str, str], Wording] = {
+    ("compact", "fixed"): Compact(),
+    ("paper", "fixed"): Paper(),
+    ("paper", "diverse"): Diverse(),
 }
+"""By the options `wording` and `phrasing`."""
 
 
 def compact_vocabulary(targets: Iterable[int]) -> list[str]:
@@ -107,13 +102,9 @@ def compact_vocabulary(targets: Iterable[int]) -> list[str]:
         *("make", "rule", "cards", "reply"),
         *("failed", "illegal", "nomatch", "invalid", "unused"),
         *RANKS,
-        *map(str, range(1, _LARGEST_WORD + 1)),
+        *map(str, range(1, LARGEST_WORD + 1)),
         *map(str, targets),
         *(_OPEN, _NUMBER, _FORMULA, _CLOSE),
         *("+", "-", "*", "/", "(", ")"),
     ]
     return list(dict.fromkeys(words))
-
-
-def _listed(letters: str) -> str:
-    return f"{', '.join(letters[:-1])}{',' if len(letters) > 2 else ''} and {letters[-1]}"
