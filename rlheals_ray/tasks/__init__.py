@@ -44,7 +44,10 @@ def get_task(name: str, **options: Any) -> Task:
     try:
         return task(task.Options.model_validate(options))
     except ValidationError as error:
-        raise InputError(" ".join(_explain(detail, task.Options) for detail in error.errors())) from None
+        told: dict[str, Any] = {}
+        for detail in error.errors():
+            told.setdefault(_field(detail), detail)  # of what may be one thing or another, the first
+        raise InputError(" ".join(_explain(detail, task.Options) for detail in told.values())) from None
 
 
 def _own_task(name: str) -> Any:
@@ -86,8 +89,13 @@ def _own_task(name: str) -> Any:
     return task
 
 
+def _field(detail: Any) -> str:
+    """The option's dotted name, without what pydantic puts in to say which member of a union it tried."""
+    return ".".join(str(part) for part in detail["loc"] if not (isinstance(part, str) and "[" in part))
+
+
 def _explain(detail: Any, options: type[BaseModel]) -> str:
-    field = ".".join(str(part) for part in detail["loc"])
+    field = _field(detail)
     if detail["type"] == "extra_forbidden":
         return (
             f"task.{field}: there is no such option; use {', '.join(options.model_fields) or 'none at all'}."

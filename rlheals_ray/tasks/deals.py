@@ -116,7 +116,7 @@ def reachable(target: int, terms: Terms, trained: Terms, held_out: float) -> boo
 
 
 def _groups(terms: Terms, split: Split, trained: Terms, held_out: float) -> Iterator[Group]:
-    if terms.rule == "ood" and split == "train":
+    if terms.rule != "id" and split == "train":
         return
     for target in terms.targets:
         for values in combinations_with_replacement(terms.cards_worth, terms.cards):

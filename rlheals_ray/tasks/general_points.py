@@ -13,6 +13,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
 from itertools import islice
@@ -45,9 +46,12 @@ class GeneralPoints:
     def __init__(self, options: GeneralPointsOptions) -> None:
         self.options = options
         self._wording = WORDINGS[options.wording, options.phrasing]
+        self.ood_rules = tuple(options.ood_rules)
         self._terms: dict[Rule, Terms] = {
             "id": id_terms(options),
-            "ood": OOD_RULES[options.ood].terms(options),
+        } | {
+            rule: replace(OOD_RULES[name].terms(options), rule=rule)
+            for rule, name in options.ood_rules.items()
         }
 
     def problems(self, rule: Rule, split: Split, count: int, seed: int = 0) -> list[Problem]:
@@ -65,7 +69,7 @@ class GeneralPoints:
         if len(drawn) < count:
             remedy = (
                 "the OOD rule is only ever evaluated: use split='eval'"
-                if rule == "ood" and split == "train"
+                if rule != "id" and split == "train"
                 else f"ask for {len(drawn)} at most, add targets, deal more cards or change held_out"
             )
             raise InputError(
@@ -139,9 +143,8 @@ class GeneralPoints:
         declared = [self.name, _CODE_VERSION, self.options.declared()]
         return hashlib.blake2b(json.dumps(declared, sort_keys=True).encode(), digest_size=16).hexdigest()
 
-    @staticmethod
-    def _check_split(rule: str, split: str) -> None:
-        for field, value, known in (("rule", rule, ("id", "ood")), ("split", split, ("train", "eval"))):
+    def _check_split(self, rule: str, split: str) -> None:
+        for field, value, known in (("rule", rule, tuple(self._terms)), ("split", split, ("train", "eval"))):
             if value not in known:
                 raise InputError(f"{field}: there is no {value!r}; use one of {', '.join(known)}.")
 

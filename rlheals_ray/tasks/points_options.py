@@ -12,6 +12,7 @@ from rlheals_ray.tasks.points_rules import ID_FACES, OOD_RULES, id_terms
 from rlheals_ray.tasks.wording import LARGEST_WORD
 
 Target = Annotated[int, Field(strict=True, ge=1, le=9999)]
+OodName = Literal["faces", "other_faces", "larger", "target"]
 Share = Annotated[float, Field(strict=True)]
 Cards = Annotated[int, Field(strict=True, ge=2, le=6)]
 FaceValue = Annotated[int, Field(strict=True, ge=1, le=99)]
@@ -31,14 +32,15 @@ class GeneralPointsOptions(BaseModel):
     """Share of the ID (target, multiset of values) groups that evaluation keeps for itself."""
     second_solution: Annotated[Share, Field(ge=0, le=1)] = 0.3
     """Probability that a demonstration shows the second-shortest formula (see spellings.py)."""
-    ood: Literal["faces", "other_faces", "larger", "target"] = "faces"
-    """How the OOD rule differs: J, Q, K count as 11, 12, 13; as `ood_faces`; `ood_cards` are dealt; they are to make
-    `ood_targets`. See `deals.groups` for what keeps clear of training."""
+    ood: OodName | Annotated[tuple[OodName, ...], Field(min_length=1)] = "faces"
+    """How the OOD rule differs, or the OOD rules, each then called by its name here: J, Q, K count as 11, 12, 13; as
+    `ood_faces`; `ood_cards` are dealt; they are to make `ood_targets`. See `deals.groups` for what keeps clear of training."""
     ood_faces: Annotated[tuple[FaceValue, FaceValue, FaceValue] | None, Field(validate_default=True)] = None
     ood_cards: Annotated[Cards | None, Field(validate_default=True)] = None
     ood_targets: Annotated[tuple[Target, ...] | None, Field(min_length=1, validate_default=True)] = None
     phrasing: Literal["fixed", "diverse"] = "fixed"
-    """Whether every prompt is worded alike or each problem has its own of several hundred wordings (points_phrasing.py)."""
+    """Whether every prompt is worded alike or each problem has its own of several hundred wordings; see
+    points_phrasing.py."""
 
     @field_validator("targets", "ood_targets")
     @classmethod
@@ -53,13 +55,14 @@ class GeneralPointsOptions(BaseModel):
         if any(name not in info.data for name in _EARLIER):  # one of them is wrong, and is reported by itself
             return value
         rule = next(name for name, each in OOD_RULES.items() if each.option == info.field_name)
-        if info.data["ood"] == rule:
+        if rule in _names(info.data["ood"]):
             if value is None:
-                raise ValueError(f"ood={rule} needs it; for example {info.field_name}={_EXAMPLES[rule]}")
+                raise ValueError(f"ood {rule} needs it; for example {info.field_name}={_EXAMPLES[rule]}")
             _CHECKS[rule](value, info.data)
-            _check_reachable(value, info)
+            _check_reachable(value, rule, info)
         elif value is not None:
-            raise ValueError(f"ood={info.data['ood']} has no use for it; leave it out or write ood={rule}")
+            chosen = ", ".join(_names(info.data["ood"]))
+            raise ValueError(f"ood {chosen} has no use for it; leave it out or write ood={rule}")
         return value
 
     @field_validator("phrasing")
@@ -72,6 +75,18 @@ class GeneralPointsOptions(BaseModel):
             )
         return phrasing
 
+    @field_validator("ood")
+    @classmethod
+    def _once_each(cls, ood: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if len(set(_names(ood))) != len(_names(ood)):
+            raise ValueError(f"each rule is named once; write {sorted(set(_names(ood)))}")
+        return ood
+
+    @property
+    def ood_rules(self) -> dict[str, str]:
+        """The OOD rules of the task: rule -> its line of OOD_RULES. One alone is called `ood`."""
+        return {"ood": self.ood} if isinstance(self.ood, str) else {name: name for name in self.ood}
+
     def declared(self) -> dict[str, Any]:
         """What a fingerprint depends on: options that came later count only where they differ from the default."""
         later = {"ood", "ood_faces", "ood_cards", "ood_targets", "phrasing"}
@@ -81,6 +96,10 @@ class GeneralPointsOptions(BaseModel):
             for name, value in every.items()
             if name not in later or value != type(self).model_fields[name].default
         }
+
+
+def _names(ood: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (ood,) if isinstance(ood, str) else ood
 
 
 _EARLIER = ("cards", "targets", "wording", "held_out", "ood")
@@ -127,10 +146,10 @@ _CHECKS: dict[str, Callable[[Any, dict[str, Any]], None]] = {
 }
 
 
-def _check_reachable(value: Any, info: ValidationInfo) -> None:
+def _check_reachable(value: Any, rule: str, info: ValidationInfo) -> None:
     """Every target of the OOD rule must be made by some deal of it."""
     chosen = GeneralPointsOptions.model_construct(**{**info.data, str(info.field_name): value})
-    terms = OOD_RULES[chosen.ood].terms(chosen)
+    terms = OOD_RULES[rule].terms(chosen)
     for target in terms.targets:
         if not reachable(target, terms, id_terms(chosen), chosen.held_out):
             raise ValueError(
