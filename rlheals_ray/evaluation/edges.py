@@ -16,6 +16,7 @@ from rlheals_ray.evaluation.boundary import cells_of
 from rlheals_ray.evaluation.outcomes import first_attempts
 from rlheals_ray.evaluation.paired import SIGNIFICANT
 from rlheals_ray.evaluation.peak import cluster_labels
+from rlheals_ray.evaluation.rules import OOD
 from rlheals_ray.evaluation.statistics import Floats, benjamini_hochberg
 
 
@@ -122,6 +123,7 @@ def edge_rows(
             low, high = _order_interval(outermost[name]) if some.any() else (None, None)
             rows.append(
                 {
+                    "rule": OOD,
                     "recipe": recipe,
                     "algorithm": algorithm,
                     "rl_step": rl_step,

@@ -18,6 +18,7 @@ from rlheals_ray.evaluation.boundary import cells_of
 from rlheals_ray.evaluation.outcomes import first_attempts
 from rlheals_ray.evaluation.paired import mean_over
 from rlheals_ray.evaluation.peak import Mask, cluster_labels, split_halves
+from rlheals_ray.evaluation.rules import OOD
 from rlheals_ray.evaluation.statistics import Floats, cluster_bootstrap, percentile_interval, t_interval
 
 _TIE = 1e-9
@@ -73,6 +74,7 @@ def recommendation_rows(
     order = sorted(range(len(cells)), key=rank)
     return [
         {
+            "rule": OOD,
             "recipe": cells[index].recipe,
             "algorithm": algorithm if cells[index].rl_step else None,
             "sft_step": cells[index].sft_step,

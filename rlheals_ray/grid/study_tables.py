@@ -63,7 +63,7 @@ def outcome_rows(
         for name in ("boundary", "controls"):
             found[name] += [back(row, rule) for row in own[name] if rule == rules[0] or row["rule"] != "id"]
         for name in ("edges", "recommendation"):
-            found[name] += [{"rule": rule, **row} for row in own[name]]
+            found[name] += [back(row, rule) for row in own[name]]
     return found
 
 
