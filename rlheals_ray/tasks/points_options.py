@@ -34,7 +34,8 @@ class GeneralPointsOptions(BaseModel):
     """Probability that a demonstration shows the second-shortest formula (see spellings.py)."""
     ood: OodName | Annotated[tuple[OodName, ...], Field(min_length=1)] = "faces"
     """How the OOD rule differs, or the OOD rules, each then called by its name here: J, Q, K count as 11, 12, 13; as
-    `ood_faces`; `ood_cards` are dealt; they are to make `ood_targets`. See `deals.groups` for what keeps clear of training."""
+    `ood_faces`; `ood_cards` are dealt; they are to make `ood_targets`. See `deals.groups` for what keeps
+    clear of training."""
     ood_faces: Annotated[tuple[FaceValue, FaceValue, FaceValue] | None, Field(validate_default=True)] = None
     ood_cards: Annotated[Cards | None, Field(validate_default=True)] = None
     ood_targets: Annotated[tuple[Target, ...] | None, Field(min_length=1, validate_default=True)] = None
