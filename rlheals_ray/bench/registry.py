@@ -48,4 +48,5 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "grid": Benchmark(
         "a small map: trunk and branches shared ÷ every cell by itself; and what --plan said", "grid"
     ),
+    "tasks": Benchmark("problems/s: dealing ÷ the published environment's solver; judge calls/s", "tasks"),
 }

@@ -40,8 +40,7 @@ class GeneralPointsOptions(BaseModel):
     ood_cards: Annotated[Cards | None, Field(validate_default=True)] = None
     ood_targets: Annotated[tuple[Target, ...] | None, Field(min_length=1, validate_default=True)] = None
     phrasing: Literal["fixed", "diverse"] = "fixed"
-    """Whether every prompt is worded alike or each problem has its own of several hundred wordings; see
-    points_phrasing.py."""
+    """Whether every prompt is worded alike or each problem has its own of the many wordings of points_phrasing.py."""
 
     @field_validator("targets", "ood_targets")
     @classmethod

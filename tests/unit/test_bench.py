@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -24,6 +25,7 @@ SMALLEST = {
     "sync": ["--sizes", "1", "--readers", "1", "2", "--engine-sizes", "1"],
     "spectra": ["--layers", "2", "--ks", "2", "--blocks", "2", "--settings", "2", "--memory-layers", "1", "2",
                 "--scaling-layers", "2"],
+    "tasks": ["--problems", "60", "--answers", "60", "--hands", "3"],
 }  # fmt: skip
 
 
@@ -160,6 +162,27 @@ def test_an_ablation_has_every_k_in_every_block_and_runs_whole_what_is_spread_ov
     run = whole(settings, 4)
     assert set(run) <= set(settings)
     assert len({setting.layers for setting in run}) == len({setting.share for setting in run}) == 4
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_brute_force_baselines_find_a_formula_exactly_where_there_is_one(count: int) -> None:
+    from rlheals_ray.bench.tasks import first_formula, first_value
+    from rlheals_ray.tasks.formula import parse
+    from rlheals_ray.tasks.solver import solvable
+
+    for values in itertools.combinations_with_replacement(range(1, 14, 2), count):
+        found = first_formula(values, 24)
+        assert (found is not None) == first_value(values, 24) == solvable(values, 24)
+        if found:
+            assert parse(found).value == 24
+            assert sorted(parse(found).numbers) == list(values)
+
+
+def test_the_brute_force_baselines_find_the_fraction_on_the_way() -> None:
+    from rlheals_ray.bench.tasks import first_formula, first_value
+
+    assert first_value((3, 3, 8, 8), 24)
+    assert first_formula((8, 3, 8, 3), 24) == "(8/(3-(8/3)))"
 
 
 @pytest.mark.slow
