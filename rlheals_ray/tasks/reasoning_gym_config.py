@@ -9,6 +9,7 @@ import dataclasses
 import datetime
 import difflib
 import importlib
+import textwrap
 from functools import lru_cache
 from typing import Any
 
@@ -20,9 +21,14 @@ _OURS = ("seed", "size")
 Config = dict[str, Any]
 
 
+def names() -> list[str]:
+    """The datasets that a task can be made of, in order."""
+    return sorted(set(_registry()) - set(REFUSED))
+
+
 def check_name(name: str) -> None:
-    """Raises ValueError with a remedy unless the package has a dataset of this name that a task can be made of."""
-    known = sorted(set(_registry()) - set(REFUSED))
+    """Raises ValueError with a remedy unless a task can be made of the dataset of this name."""
+    known = names()
     if name in REFUSED:
         raise ValueError(f"{REFUSED[name]}; use another dataset, for example {known[0]}")
     if name not in known:
@@ -108,7 +114,8 @@ def _plain(value: Any) -> Any:
 
 
 def _told(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    # One of the datasets names six hundred fonts.
+    return textwrap.shorten(str(error), 300) or type(error).__name__
 
 
 @lru_cache(1)

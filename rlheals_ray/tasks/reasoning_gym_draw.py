@@ -18,6 +18,7 @@ import pickle
 import random
 import subprocess
 import sys
+import textwrap
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -79,8 +80,9 @@ def draw(wanted: Draw) -> list[Item]:
     except subprocess.TimeoutExpired:
         raise DrawError(f"drawing them takes more than {LIMIT_S} s") from None
     if child.returncode:
-        last = child.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise DrawError(f"drawing them fails ({' '.join(last) or f'exit code {child.returncode}'})")
+        last = " ".join(child.stderr.decode(errors="replace").strip().splitlines()[-1:])
+        told = textwrap.shorten(last, 300) or f"exit code {child.returncode}"
+        raise DrawError(f"drawing them fails ({told})")
     return [Item(*fields) for fields in pickle.loads(child.stdout)]
 
 
