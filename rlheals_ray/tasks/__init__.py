@@ -12,6 +12,7 @@ from rlheals_ray.config import InputError
 from rlheals_ray.tasks.determinant import Determinant
 from rlheals_ray.tasks.general_points import GeneralPoints
 from rlheals_ray.tasks.matrix_rank import MatrixRank
+from rlheals_ray.tasks.reasoning_gym import ReasoningGym
 from rlheals_ray.tasks.task import Problem, Rule, Split, Task, Verdict, ood_rules, rules_of
 
 __all__ = ["Problem", "Rule", "Split", "Task", "Verdict", "get_task", "ood_rules", "rules_of"]
@@ -20,6 +21,7 @@ _TASKS: dict[str, Any] = {
     "general_points": GeneralPoints,
     "matrix_rank": MatrixRank,
     "determinant": Determinant,
+    "reasoning_gym": ReasoningGym,
 }
 
 _METHODS = tuple(name for name, member in vars(Task).items() if inspect.isfunction(member) and name[0] != "_")

@@ -10,6 +10,7 @@ import datetime
 import difflib
 import importlib
 import textwrap
+import warnings
 from functools import lru_cache
 from typing import Any
 
@@ -121,7 +122,9 @@ def _told(error: Exception) -> str:
 @lru_cache(1)
 def _registry() -> dict[str, tuple[Any, Any]]:
     try:
-        importlib.import_module("reasoning_gym")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # of a package that it needs
+            importlib.import_module("reasoning_gym")
         return dict(importlib.import_module("reasoning_gym.factory").DATASETS)
     except ImportError as error:
         raise ValueError(

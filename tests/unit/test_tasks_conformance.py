@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rlheals_ray.config import InputError, load_study
 from rlheals_ray.grid.preflight import preflight
-from rlheals_ray.tasks import _TASKS, Rule, command_check, get_task
+from rlheals_ray.tasks import _TASKS, command_check, get_task, rules_of
 from rlheals_ray.tasks.conformance import LAWS, Effort, check_task, other_options
 from rlheals_ray.tasks.conformance.apart import check_apart
 from rlheals_ray.tasks.conformance.hostile import hostile_answers
@@ -33,7 +33,17 @@ OPTION_SETS: dict[str, list[dict[str, Any]]] = {
         {"cards": 3, "targets": [18, 24], "wording": "compact"},
         {"cards": 3, "additive_penalties": True, "second_solution": 1.0, "held_out": 0.2},
         {"cards": 2, "targets": [10, 15, 20], "wording": "compact"},
-    ]
+        {
+            "cards": 3,
+            "targets": [18, 24],
+            "ood": ["faces", "target"],
+            "ood_targets": [12],
+            "phrasing": "diverse",
+        },
+    ],
+    "reasoning_gym": [
+        {"dataset": "chain_sum", "id": {"max_terms": 3}, "ood": {"min_terms": 4, "max_terms": 6}},
+    ],
 }
 """A task that is not here is checked with its defaults."""
 
@@ -69,12 +79,13 @@ answers = (
 
 
 @pytest.mark.parametrize(("name", "options"), REGISTERED)
-@given(data=st.data(), seed=st.integers(0, 2**32), rule=st.sampled_from(["id", "ood"]))
+@given(data=st.data(), seed=st.integers(0, 2**32))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_no_seed_rule_or_answer_breaks_a_law(
-    name: str, options: dict[str, Any], data: st.DataObject, seed: int, rule: Rule
+    name: str, options: dict[str, Any], data: st.DataObject, seed: int
 ) -> None:
     task, findings = get_task(name, **options), Findings(Effort())
+    rule = data.draw(st.sampled_from(rules_of(task)))
     [problem] = task.problems(rule, "eval", 1, seed=seed)
     texts = check_texts(task, None, [problem], findings)
     judging = Judging(task, None, findings, texts)
