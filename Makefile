@@ -38,7 +38,7 @@ lint: setup
 # Tests of units two at a time; the others start Ray, which takes every core there is.
 pytest: setup
 	$(PYTHON) -m pytest -n 2 --dist loadfile tests/unit
-	$(PYTHON) -m pytest tests/ray tests/e2e
+	$(PYTHON) -m pytest tests/e2e tests/ray
 
 browser:
 	.ci/browser

@@ -64,6 +64,7 @@ def test_a_failure_is_named_and_the_group_goes_on_with_the_next_item(
     assert rows[0]["workers"] == 2
 
 
+@pytest.mark.slow
 def test_a_worker_killed_at_a_random_moment_costs_a_restart_not_the_work(
     training: Training, tmp_path: Path
 ) -> None:
