@@ -67,7 +67,10 @@ def requests() -> list[EpisodeRequest]:
     return [EpisodeRequest(problem, ("test", i)) for i, problem in enumerate(problems)]
 
 
-@pytest.fixture(scope="module", params=[pytest.param("vllm untied", marks=pytest.mark.slow), "vllm tied", "transformers tied"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param("vllm untied", marks=pytest.mark.slow), "vllm tied", "transformers tied"],
+)
 def served(
     request: pytest.FixtureRequest, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:

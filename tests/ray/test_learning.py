@@ -30,6 +30,7 @@ def check_optimum(name: str, seed: int, rows: list[dict[str, Any]]) -> None:
     assert sum(row["solved_at_1"] for row in rows[-LAST:]) / LAST >= 0.9
 
 
+@pytest.mark.slow
 def test_ppo_and_grpo_reach_the_optimum_side_by_side_on_one_generator(lab: Lab) -> None:
     names = ("ppo-turn", "grpo")
     studies = [toy_study(f"both-{name}", lab.model, **ALGORITHMS[name]) for name in names]
