@@ -12,6 +12,7 @@ from rlheals_ray.config import InputError
 from rlheals_ray.tasks.determinant import Determinant
 from rlheals_ray.tasks.general_points import GeneralPoints
 from rlheals_ray.tasks.matrix_rank import MatrixRank
+from rlheals_ray.tasks.navigation import Navigation
 from rlheals_ray.tasks.reasoning_gym import ReasoningGym
 from rlheals_ray.tasks.task import Problem, Rule, Split, Task, Verdict, ood_rules, rules_of
 
@@ -21,6 +22,7 @@ _TASKS: dict[str, Any] = {
     "general_points": GeneralPoints,
     "matrix_rank": MatrixRank,
     "determinant": Determinant,
+    "navigation": Navigation,
     "reasoning_gym": ReasoningGym,
 }
 

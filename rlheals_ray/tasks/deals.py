@@ -7,7 +7,6 @@ another, are near-copies of one puzzle and fall on the same side of the split.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import random
 from collections import Counter
@@ -18,6 +17,7 @@ from itertools import combinations_with_replacement
 
 from rlheals_ray.tasks.points_rules import FACES, Terms
 from rlheals_ray.tasks.solver import Values, solvable
+from rlheals_ray.tasks.splits import in_share
 from rlheals_ray.tasks.task import Problem, Split
 
 # Chosen for its sizes alone: of 3 cards with targets 18 and 24 it holds out 450 deals and leaves 648.
@@ -71,8 +71,7 @@ class Group:
 
     def held_out(self, share: float) -> bool:
         """Whether it belongs to the ID evaluation: a fixed draw per group, whatever else is drawn."""
-        digest = hashlib.blake2b(f"{_SPLIT_SALT}/{self.label}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big") < share * 2**64
+        return in_share(f"{_SPLIT_SALT}/{self.label}", share)
 
     def deal(self, index: int) -> GeneralPointsProblem:
         """The deal of this number, 0 <= index < size."""
@@ -109,9 +108,9 @@ def groups(terms: Terms, split: Split, trained: Terms, held_out: float) -> list[
     return list(_groups(terms, split, trained, held_out))
 
 
-def reachable(target: int, terms: Terms, trained: Terms, held_out: float) -> bool:
-    """Whether an OOD rule has any deal that makes the target."""
-    candidates = _groups(terms, "eval", trained, held_out)
+def reachable(target: int, terms: Terms, trained: Terms, held_out: float, split: Split = "eval") -> bool:
+    """Whether a rule has any deal in the split that makes the target."""
+    candidates = _groups(terms, split, trained, held_out)
     return any(solvable(group.values, target) for group in candidates if group.target == target)
 
 

@@ -17,17 +17,19 @@ from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
 from itertools import islice
+from typing import get_args
 
 from rlheals_ray.config import InputError
 from rlheals_ray.tasks.answer import Answer, find_answer
-from rlheals_ray.tasks.deals import GeneralPointsProblem, draw, groups, problem_of
+from rlheals_ray.tasks.deals import GeneralPointsProblem, draw, groups, problem_of, reachable
 from rlheals_ray.tasks.formula import Formula, FormulaError, parse
 from rlheals_ray.tasks.points_options import GeneralPointsOptions
 from rlheals_ray.tasks.points_rules import OOD_RULES, RANKS, Terms, id_terms
 from rlheals_ray.tasks.solver import solutions, solvable
 from rlheals_ray.tasks.spellings import second_shortest
+from rlheals_ray.tasks.splits import check_count, check_split
 from rlheals_ray.tasks.task import Problem, Rule, Split, Verdict
-from rlheals_ray.tasks.wording import WORDINGS, Fault
+from rlheals_ray.tasks.wording import Fault, wording_of
 
 # Raise it whenever problems, prompts, demonstrations or verdicts change for the same options.
 _CODE_VERSION = 1
@@ -45,8 +47,13 @@ class GeneralPoints:
 
     def __init__(self, options: GeneralPointsOptions) -> None:
         self.options = options
-        self._wording = WORDINGS[options.wording, options.phrasing]
+        _check_targets(options)
         self.ood_rules = tuple(options.ood_rules)
+        named = {"id": "id", **options.ood_rules}
+        self._wordings = {
+            rule: wording_of(options.wording, options.phrasing, named.values(), name)
+            for rule, name in named.items()
+        }
         self._terms: dict[Rule, Terms] = {
             "id": id_terms(options),
         } | {
@@ -60,28 +67,18 @@ class GeneralPoints:
         Raises InputError when there are fewer than `count`; the OOD rule has no train split at all.
         """
         options = self.options
-        self._check_split(rule, split)
-        if count < 0:
-            raise InputError(f"count: {count} is negative; ask for 0 problems or more.")
+        check_split(rule, split, self._terms)
         terms = self._terms[rule]
         candidates = groups(terms, split, self._terms["id"], options.held_out)
-        drawn: list[Problem] = list(islice(draw(candidates, f"{seed}/{terms.label}/{split}"), count))
-        if len(drawn) < count:
-            remedy = (
-                "the OOD rule is only ever evaluated: use split='eval'"
-                if rule != "id" and split == "train"
-                else f"ask for {len(drawn)} at most, add targets, deal more cards or change held_out"
-            )
-            raise InputError(
-                f"count: {count} {rule} {split} problems were asked for, but with cards={terms.cards}, "
-                f"targets={list(terms.targets)} and held_out={options.held_out} there are {len(drawn)} "
-                f"distinct ones; {remedy}."
-            )
+        drawn: list[Problem] = list(islice(draw(candidates, f"{seed}/{terms.label}/{split}"), max(count, 0)))
+        told = f"cards={terms.cards}, targets={list(terms.targets)} and held_out={options.held_out}"
+        remedy = f"ask for {len(drawn)} at most, add targets, deal more cards or change held_out"
+        check_count(count, len(drawn), rule, split, told, remedy)
         return drawn
 
     def available(self, rule: Rule, split: Split) -> int:
         """How many distinct ordered deals can be solved under the rule and lie in the split."""
-        self._check_split(rule, split)
+        check_split(rule, split, self._terms)
         return _available(self._terms[rule], split, self._terms["id"], self.options.held_out)
 
     def deal(self, cards: Sequence[str], rule: Rule, target: int | None = None) -> GeneralPointsProblem:
@@ -90,7 +87,7 @@ class GeneralPoints:
         Raises InputError for unknown cards, a wrong number of them, a target that is not the task's,
         or a deal without a solution.
         """
-        self._check_split(rule, "eval")
+        check_split(rule, "eval", self._terms)
         terms = self._terms[rule]
         targets = terms.targets
         unknown = [card for card in cards if card not in RANKS]
@@ -112,14 +109,14 @@ class GeneralPoints:
 
     def prompt(self, problem: Problem) -> str:
         own = _own(problem)
-        return self._wording.prompt(own, self._terms[own.rule].faces)
+        return self._wordings[own.rule].prompt(own, self._terms[own.rule].faces)
 
     def demonstration(self, problem: Problem, seed: int = 0) -> str:
         """The shortest formula or, with probability `second_solution`, the second-shortest."""
         own = _own(problem)
         formulas = solutions(own.values, own.target)
         second = random.Random(f"{seed}/{own.id}").random() < self.options.second_solution
-        return self._wording.answer(own, second_shortest(formulas) if second else formulas[0])
+        return self._wordings[own.rule].answer(own, second_shortest(formulas) if second else formulas[0])
 
     def judge(self, problem: Problem, text: str) -> Verdict:
         """Reads the last answer object in `text`; a missing one counts as an illegal formula.
@@ -134,7 +131,7 @@ class GeneralPoints:
             return Verdict(_SOLVED, True, True, "")
         penalties = [_PENALTY[fault.kind] for fault in faults]
         reward = sum(penalties) if self.options.additive_penalties else min(penalties)
-        return Verdict(reward, False, answer is not None, self._wording.feedback(faults[0]))
+        return Verdict(reward, False, answer is not None, self._wordings[own.rule].feedback(faults[0]))
 
     def reply(self, verdict: Verdict) -> str:
         return verdict.feedback
@@ -143,10 +140,17 @@ class GeneralPoints:
         declared = [self.name, _CODE_VERSION, self.options.declared()]
         return hashlib.blake2b(json.dumps(declared, sort_keys=True).encode(), digest_size=16).hexdigest()
 
-    def _check_split(self, rule: str, split: str) -> None:
-        for field, value, known in (("rule", rule, tuple(self._terms)), ("split", split, ("train", "eval"))):
-            if value not in known:
-                raise InputError(f"{field}: there is no {value!r}; use one of {', '.join(known)}.")
+
+@lru_cache(64)
+def _check_targets(options: GeneralPointsOptions) -> None:
+    """Raises InputError for a target that no deal of the trained rule makes: nobody would miss it afterwards."""
+    terms, splits = id_terms(options), get_args(Split)
+    for target in options.targets:
+        if not all(reachable(target, terms, terms, options.held_out, split) for split in splits):
+            raise InputError(
+                f"task.targets (got {list(options.targets)}): no {options.cards} cards make {target} on both sides of "
+                f"the split with held_out={options.held_out}; write other targets, deal more cards or change held_out."
+            )
 
 
 @lru_cache(64)

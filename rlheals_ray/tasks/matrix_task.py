@@ -11,16 +11,15 @@ import hashlib
 import json
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import zip_longest
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from rlheals_ray.config import InputError
 from rlheals_ray.tasks.integer_matrix import Matrix, Row, find_answer, group_of
+from rlheals_ray.tasks.splits import check_count, check_split, in_share, in_turn
 from rlheals_ray.tasks.task import Problem, Rule, Split, Verdict
 
 # Raise it whenever problems, prompts, demonstrations or verdicts change for the same options.
@@ -130,30 +129,20 @@ class MatrixTask(ABC):
 
         Raises InputError when there are fewer than `count`; the OOD rule has no train split at all.
         """
-        there = self.available(rule, split)
-        if count < 0:
-            raise InputError(f"count: {count} is negative; ask for 0 problems or more.")
-        if count > there:
-            remedy = (
-                "the OOD rule is only ever evaluated: use split='eval'"
-                if rule == "ood" and split == "train"
-                else f"ask for {there} at most, raise pool, widen {rule}_entries or take larger matrices"
-            )
-            raise InputError(
-                f"count: {count} {rule} {split} problems were asked for, but with "
-                f"{rule}_entries={list(self.entries(rule))}, pool={self.options.pool} and "
-                f"held_out={self.options.held_out} there are {there} distinct ones; {remedy}."
-            )
-        rng = random.Random(f"{seed}/{rule}/{split}")
-        spread = [_spread(stratum, rng) for stratum in _pool(self, rule, split)]
-        turns = zip(*spread, strict=True)
-        return [problem for turn in turns for problem in rng.sample(turn, len(turn))][:count]
+        there, options = self.available(rule, split), self.options
+        told = (
+            f"{rule}_entries={list(self.entries(rule))}, pool={options.pool} and held_out={options.held_out}"
+        )
+        remedy = f"ask for {there} at most, raise pool, widen {rule}_entries or take larger matrices"
+        check_count(count, there, rule, split, told, remedy)
+        problems: list[Problem] = [
+            *in_turn(_pool(self, rule, split), random.Random(f"{seed}/{rule}/{split}"))
+        ]
+        return problems[:count]
 
     def available(self, rule: Rule, split: Split) -> int:
         """How many problems the split has: all that exist, or those among the `pool` drawn of more than that."""
-        for field, value, known in (("rule", rule, ("id", "ood")), ("split", split, ("train", "eval"))):
-            if value not in known:
-                raise InputError(f"{field}: there is no {value!r}; use one of {', '.join(known)}.")
+        check_split(rule, split)
         return sum(map(len, _pool(self, rule, split)))
 
     def prompt(self, problem: Problem) -> str:
@@ -243,7 +232,8 @@ def _pool(task: MatrixTask, rule: Rule, split: Split) -> tuple[tuple[MatrixProbl
     else:
         share, wanted = task.options.held_out, split == "eval"
         kept = [
-            [p for p in stratum if _held_out(p.group, share) == wanted] for stratum in _strata(task, "id")
+            [p for p in stratum if in_share(f"{_SPLIT_SALT}/{p.group}", share) == wanted]
+            for stratum in _strata(task, "id")
         ]
     return tuple(zip(*zip(*kept, strict=False), strict=True))
 
@@ -251,19 +241,3 @@ def _pool(task: MatrixTask, rule: Rule, split: Split) -> tuple[tuple[MatrixProbl
 @lru_cache(maxsize=8)
 def _strata(task: MatrixTask, rule: Rule) -> list[list[MatrixProblem]]:
     return task.strata(rule)
-
-
-def _held_out(group: str, share: float) -> bool:
-    """Whether a group belongs to the ID evaluation: a fixed draw per group, whatever else is drawn."""
-    digest = hashlib.blake2b(f"{_SPLIT_SALT}/{group}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < share * 2**64
-
-
-def _spread(problems: Sequence[MatrixProblem], rng: random.Random) -> list[MatrixProblem]:
-    """One problem of each group, in random order, then another of each, and so on."""
-    groups: dict[str, list[MatrixProblem]] = {}
-    for problem in problems:
-        groups.setdefault(problem.group, []).append(problem)
-    shuffled = [rng.sample(group, len(group)) for group in groups.values()]
-    rng.shuffle(shuffled)
-    return [problem for turn in zip_longest(*shuffled) for problem in turn if problem is not None]

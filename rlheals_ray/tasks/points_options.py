@@ -12,7 +12,7 @@ from rlheals_ray.tasks.points_rules import ID_FACES, OOD_RULES, id_terms
 from rlheals_ray.tasks.wording import LARGEST_WORD
 
 Target = Annotated[int, Field(strict=True, ge=1, le=9999)]
-OodName = Literal["faces", "other_faces", "larger", "target"]
+OodName = Literal["faces", "other_faces", "larger", "target", "wording"]
 Share = Annotated[float, Field(strict=True)]
 Cards = Annotated[int, Field(strict=True, ge=2, le=6)]
 FaceValue = Annotated[int, Field(strict=True, ge=1, le=99)]
@@ -34,8 +34,8 @@ class GeneralPointsOptions(BaseModel):
     """Probability that a demonstration shows the second-shortest formula (see spellings.py)."""
     ood: OodName | Annotated[tuple[OodName, ...], Field(min_length=1)] = "faces"
     """How the OOD rule differs, or the OOD rules, each then called by its name here: J, Q, K count as 11, 12, 13; as
-    `ood_faces`; `ood_cards` are dealt; they are to make `ood_targets`. See `deals.groups` for what keeps
-    clear of training."""
+    `ood_faces`; `ood_cards` are dealt; they are to make `ood_targets`; `wording`: the trained rule on new hands, in
+    sentences that training never has (points_phrasing.py). See `deals.groups` for what keeps clear of training."""
     ood_faces: Annotated[tuple[FaceValue, FaceValue, FaceValue] | None, Field(validate_default=True)] = None
     ood_cards: Annotated[Cards | None, Field(validate_default=True)] = None
     ood_targets: Annotated[tuple[Target, ...] | None, Field(min_length=1, validate_default=True)] = None
@@ -77,7 +77,12 @@ class GeneralPointsOptions(BaseModel):
 
     @field_validator("ood")
     @classmethod
-    def _once_each(cls, ood: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    def _once_each(cls, ood: str | tuple[str, ...], info: ValidationInfo) -> str | tuple[str, ...]:
+        if "wording" in _names(ood) and info.data.get("wording") == "compact":
+            raise ValueError(
+                "the compact wording has one phrasing, so that there are no other sentences to ask in; write "
+                "wording=paper or leave the rule wording out"
+            )
         if len(set(_names(ood))) != len(_names(ood)):
             raise ValueError(f"each rule is named once; write {sorted(set(_names(ood)))}")
         return ood

@@ -95,20 +95,29 @@ _SIZES = (len(OPENINGS), len(FACES_COUNT), len(ONCE), len(NOTES), len(GOALS), 2)
 PHRASINGS = math.prod(_SIZES)
 """How many there are."""
 
+Pool = tuple[Sequence[int], ...]
+"""For each sentence in turn, the wordings that may be taken."""
 
-def numbered(number: int) -> Phrasing:
-    """The phrasing of this number, modulo `PHRASINGS`; 0 is the published one."""
-    places = []
-    for size in _SIZES:
-        number, place = divmod(number, size)
-        places.append(place)
-    return Phrasing(*places)
+EVERY: Pool = tuple(map(range, _SIZES))
+TRAINED: Pool = (range(3), range(3), range(2), range(2), range(2), range(2))
+"""What is left to all other rules where the OOD rule `wording` is asked; the published sentences are among them."""
+RESERVED: Pool = (range(3, 5), range(3, 5), range(2, 4), range(2, 3), range(2, 4), range(2))
+"""Those of the OOD rule `wording`: not one sentence of TRAINED, whose order alone is no news."""
 
 
-def phrasing_of(problem_id: str) -> Phrasing:
+def numbered(number: int, pool: Pool = EVERY) -> Phrasing:
+    """The phrasing of this number, modulo the size of the pool; 0 of EVERY is the published one."""
+    chosen = []
+    for places in pool:
+        number, place = divmod(number, len(places))
+        chosen.append(places[place])
+    return Phrasing(*chosen)
+
+
+def phrasing_of(problem_id: str, pool: Pool = EVERY) -> Phrasing:
     """The phrasing of a problem: drawn evenly, the same in every process, for either split and every seed."""
     digest = hashlib.blake2b(f"phrasing/{problem_id}".encode(), digest_size=8).digest()
-    return numbered(int.from_bytes(digest, "big"))
+    return numbered(int.from_bytes(digest, "big"), pool)
 
 
 def described(phrasing: Phrasing, target: int, cards: Sequence[str], faces: Faces) -> str:

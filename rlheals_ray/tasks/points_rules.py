@@ -1,7 +1,8 @@
 """The rules of GeneralPoints: what is dealt under the trained one, and under each OOD rule there is.
 
-A rule differs from the trained one in one thing alone: what face cards count, how many cards are dealt, or what
-they are to make. An OOD rule is one line of `OOD_RULES`; problems, prompts and the split follow from its `Terms`.
+A rule differs from the trained one in one thing alone: what face cards count, how many cards are dealt, what they
+are to make, or (`wording`) the sentences that say all this. An OOD rule is one
+line of `OOD_RULES`; problems, prompts and the split follow from its `Terms`.
 """
 
 from __future__ import annotations
@@ -99,10 +100,15 @@ def _target(choices: Choices) -> Terms:
     return Terms("ood", "ood.target", choices.cards, choices.ood_targets or ())
 
 
+def _wording(choices: Choices) -> Terms:
+    return Terms("ood", "ood.wording", choices.cards, choices.targets)
+
+
 OOD_RULES: Mapping[str, OodRule] = {
     "faces": OodRule(_faces),
     "other_faces": OodRule(_other_faces, "ood_faces"),
     "larger": OodRule(_larger, "ood_cards"),
     "target": OodRule(_target, "ood_targets"),
+    "wording": OodRule(_wording),
 }
-"""By the value of the option `ood`. All but `faces`, the published one, take an option of their own."""
+"""By the value of the option `ood`. Those that leave something to choose take an option of their own."""

@@ -22,6 +22,7 @@ from rlheals_ray.config import InputError
 from rlheals_ray.tasks.reasoning_gym_config import Config, check_name, completed, make
 from rlheals_ray.tasks.reasoning_gym_draw import Draw, DrawError, Item, draw
 from rlheals_ray.tasks.reasoning_gym_verify import Verifier, verifier
+from rlheals_ray.tasks.splits import check_count, check_split
 from rlheals_ray.tasks.task import Problem, Rule, Split, Verdict
 
 # Raise it whenever problems, prompts, demonstrations or verdicts change for the same options.
@@ -96,19 +97,10 @@ class ReasoningGym:
         All are drawn at the first call in a process: seconds to import the package, then the dataset's own
         time per item. Raises InputError when there are fewer than `count`, or none that can be demonstrated.
         """
-        if count < 0:
-            raise InputError(f"count: {count} is negative; ask for 0 problems or more.")
         every = self._every(rule, split)
-        if count > len(every):
-            remedy = (
-                "the OOD rule is only ever evaluated: use split='eval'"
-                if rule == "ood" and split == "train"
-                else f"ask for {len(every)} at most, raise {split}_problems or widen the configuration {rule}"
-            )
-            raise InputError(
-                f"count: {count} {rule} {split} problems were asked for, but with dataset="
-                f"{self.options.dataset!r} and {split}_problems={self._most(split)} there are {len(every)}; {remedy}."
-            )
+        told = f"dataset={self.options.dataset!r} and {split}_problems={self._most(split)}"
+        remedy = f"ask for {len(every)} at most, raise {split}_problems or widen the configuration {rule}"
+        check_count(count, len(every), rule, split, told, remedy)
         shuffled = random.Random(f"{seed}/{rule}/{split}").sample(every, len(every))
         return list(shuffled[:count])
 
@@ -145,9 +137,7 @@ class ReasoningGym:
         return hashlib.blake2b(json.dumps(declared, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     def _every(self, rule: Rule, split: Split) -> tuple[ReasoningGymProblem, ...]:
-        for name, value, known in (("rule", rule, ("id", "ood")), ("split", split, ("train", "eval"))):
-            if value not in known:
-                raise InputError(f"{name}: there is no {value!r}; use one of {', '.join(known)}.")
+        check_split(rule, split)
         if rule == "ood" and split == "train":
             return ()
         options = self.options

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import difflib
+import enum
 import importlib
 import textwrap
 import warnings
@@ -79,7 +80,14 @@ def _dataclass(name: str, given: Config) -> Any:
 
 
 def _like(default: Any, value: Any, field: str) -> Any:
-    """`value` as the kind that `default` is: study files have neither tuples, times nor dataclasses."""
+    """`value` as the kind that `default` is: study files have neither tuples, times, enumerations nor dataclasses."""
+    if isinstance(default, enum.Enum):
+        kind = type(default)
+        if value not in [one.value for one in kind]:
+            raise ValueError(
+                f"{field} cannot be {value!r}; write {' or '.join(repr(one.value) for one in kind)}"
+            )
+        return kind(value)
     try:
         if dataclasses.is_dataclass(default) and isinstance(value, dict):
             return dataclasses.replace(default, **value)  # type: ignore[type-var]
@@ -107,6 +115,8 @@ def _named(kind: type) -> str:
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, enum.Enum):
+        return value.value
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
     if isinstance(value, dict):

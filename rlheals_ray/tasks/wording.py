@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from rlheals_ray.tasks.deals import GeneralPointsProblem
-from rlheals_ray.tasks.points_phrasing import Phrasing, described, phrasing_of
+from rlheals_ray.tasks.points_phrasing import EVERY, RESERVED, TRAINED, Phrasing, Pool, described, phrasing_of
 from rlheals_ray.tasks.points_rules import FACES, RANKS, Faces
 
 _OPEN, _NUMBER, _FORMULA, _CLOSE = '{"cards":[', '],"number":[', '],"formula":"', '"}'
@@ -84,16 +84,24 @@ class Paper:
 class Diverse(Paper):
     """Natural language in many wordings, one for each problem; answers and feedback as ever."""
 
+    def __init__(self, pool: Pool = EVERY) -> None:
+        self._pool = pool
+
     def prompt(self, problem: GeneralPointsProblem, faces: Faces) -> str:
-        return described(phrasing_of(problem.id), problem.target, problem.cards, faces)
+        return described(phrasing_of(problem.id, self._pool), problem.target, problem.cards, faces)
 
 
-WORDINGS: dict[tuple[str, str], Wording] = {
-    ("compact", "fixed"): Compact(),
-    ("paper", "fixed"): Paper(),
-    ("paper", "diverse"): Diverse(),
-}
-"""By the options `wording` and `phrasing`."""
+def wording_of(
+    wording: Literal["compact", "paper"], phrasing: Literal["fixed", "diverse"], ood: Iterable[str], rule: str
+) -> Wording:
+    """How `rule`, named as the option `ood` names it, is worded in a study with these options."""
+    if wording == "compact":
+        return Compact()
+    if rule == "wording":
+        return Diverse(RESERVED)
+    if phrasing == "fixed":
+        return Paper()
+    return Diverse(TRAINED if "wording" in ood else EVERY)
 
 
 def compact_vocabulary(targets: Iterable[int]) -> list[str]:

@@ -36,10 +36,14 @@ OPTION_SETS: dict[str, list[dict[str, Any]]] = {
         {
             "cards": 3,
             "targets": [18, 24],
-            "ood": ["faces", "target"],
+            "ood": ["faces", "target", "wording"],
             "ood_targets": [12],
             "phrasing": "diverse",
         },
+    ],
+    "navigation": [
+        {},
+        {"turns": [2, 3], "landmarks": 8, "wording": "compact", "pool": 1000, "held_out": 0.2},
     ],
     "reasoning_gym": [
         {"dataset": "chain_sum", "id": {"max_terms": 3}, "ood": {"min_terms": 4, "max_terms": 6}},
@@ -256,7 +260,7 @@ def test_a_leak_is_what_is_said_of_this_answer_and_of_no_other(said: str, leaks:
 def test_other_options_differ_in_one_field_each_and_are_valid() -> None:
     options = get_task("general_points").options
     others = dict(other_options(options))
-    together = {"ood", "ood_faces", "ood_cards", "ood_targets"}  # none of them is valid without another
+    together = {"ood_faces", "ood_cards", "ood_targets"}  # none of them is valid without another
     assert {changed.partition("=")[0] for changed in others} == set(type(options).model_fields) - together
     for changed, other in others.items():
         differing = [

@@ -23,6 +23,7 @@ RULES: list[dict[str, Any]] = [
     {"ood": "other_faces", "ood_faces": [3, 40, 99]},
     {"ood": "larger", "ood_cards": 4},
     {"ood": "target", "ood_targets": [36, 12]},
+    {"ood": "wording"},
 ]
 NAMES = [" ".join(map(str, rule.values())) for rule in RULES]
 every_rule = pytest.mark.parametrize("rule", RULES, ids=NAMES)
@@ -56,7 +57,7 @@ def test_every_solvable_deal_that_is_clear_of_training_is_dealt_exactly_once(
     expected = set()
     for cards in itertools.product(worth, repeat=rule.get("ood_cards", 3)):
         values = tuple(worth[card] for card in cards)
-        differs = rule["ood"] in ("larger", "target") or set(cards) & set("JQK")
+        differs = rule["ood"] in ("larger", "target", "wording") or set(cards) & set("JQK")
         if differs and tuple(sorted(values)) not in trained:
             expected |= {(t, cards) for t in rule.get("ood_targets", targets) if solvable(values, t)}
     dealt = [(p.target, p.cards) for p in all_of({**rule, "targets": targets}, "ood", "eval")]
@@ -91,7 +92,9 @@ def test_fewer_problems_are_a_prefix_and_groups_are_those_of_target_and_values(r
 
 
 # The compact vocabulary has no words for the others.
-WORDED = [("paper", rule) for rule in RULES] + [("compact", RULES[i]) for i in (0, 1, 2, 4)]
+WORDED = [("paper", rule) for rule in RULES if rule["ood"] != "wording"] + [
+    ("compact", RULES[i]) for i in (0, 1, 2, 4)
+]
 
 
 @pytest.mark.parametrize(("wording", "rule"), WORDED)
@@ -161,7 +164,7 @@ def test_the_numbered_deals_of_a_group_are_all_of_its_values_each_once(
 @pytest.mark.parametrize(
     ("options", "field", "remedy"),
     [
-        ({"ood": "suits"}, "ood", "'faces', 'other_faces', 'larger' or 'target'"),
+        ({"ood": "suits"}, "ood", "'faces', 'other_faces', 'larger', 'target' or 'wording'"),
         # The option of the rule is missing, or is that of another rule.
         ({"ood": "other_faces"}, "ood_faces", r"needs it; for example ood_faces=\[5,7,9\]"),
         ({"ood": "larger"}, "ood_cards", "needs it; for example ood_cards=5"),
@@ -196,6 +199,8 @@ def test_the_numbered_deals_of_a_group_are_all_of_its_values_each_once(
         ),
         ({"wording": "compact", "ood": "target", "ood_targets": [36]}, "ood_targets", "wording=paper"),
         ({"wording": "compact", "phrasing": "diverse"}, "phrasing", "wording=paper"),
+        ({"wording": "compact", "ood": "wording"}, "ood", "wording=paper or leave"),
+        ({"wording": "compact", "ood": ["faces", "wording"]}, "ood", "wording=paper or leave"),
         ({"phrasing": "rich"}, "phrasing", "'fixed' or 'diverse'"),
     ],
 )

@@ -12,7 +12,15 @@ import pytest
 
 from rlheals_ray.tasks import Rule, Split, get_task
 from rlheals_ray.tasks.deals import GeneralPointsProblem
-from rlheals_ray.tasks.points_phrasing import PHRASINGS, described, numbered, phrasing_of
+from rlheals_ray.tasks.points_phrasing import (
+    EVERY,
+    PHRASINGS,
+    RESERVED,
+    TRAINED,
+    described,
+    numbered,
+    phrasing_of,
+)
 
 FIXED = get_task("general_points", targets=[24, 36])
 DIVERSE = get_task("general_points", targets=[24, 36], phrasing="diverse")
@@ -102,6 +110,37 @@ def test_both_splits_and_rules_draw_from_the_same_wordings_evenly() -> None:
             # Five standard deviations of a binomial.
             tolerance = 5 * (2000 / ways * (1 - 1 / ways)) ** 0.5
             assert all(abs(n - 2000 / ways) < tolerance for n in times.values())
+
+
+@pytest.mark.parametrize("phrasing", ["fixed", "diverse"])
+def test_the_rule_wording_is_asked_in_no_sentence_that_training_or_another_rule_has(phrasing: str) -> None:
+    task = get_task("general_points", targets=[24, 36], phrasing=phrasing, ood=["faces", "wording"])
+
+    def sentences(rule: Rule, split: Split) -> set[str]:
+        problems = cast(list[GeneralPointsProblem], task.problems(rule, split, 400))
+        said = set()
+        for problem in problems:
+            description = task.prompt(problem).split("[Input]")[0].replace(f"{problem.target}", "T")
+            said |= set(description.splitlines())
+        return said - {"", "[Task Description]"}
+
+    others = sentences("id", "train") | sentences("id", "eval") | sentences("faces", "eval")
+    new = sentences("wording", "eval")
+    assert len(new) == 2 + 2 + 4  # openings, goals, notes
+    assert new.isdisjoint(others)
+
+
+def test_the_wordings_that_are_reserved_share_no_place_with_the_trained_ones_but_the_order() -> None:
+    for trained, reserved, every in list(zip(TRAINED, RESERVED, EVERY, strict=True))[:-1]:
+        assert sorted([*trained, *reserved]) == list(every)
+    assert 0 in TRAINED[0]  # the published wording, which fixed prompts have
+
+
+def test_under_the_rule_wording_every_fact_is_stated_as_under_the_trained_one() -> None:
+    task = get_task("general_points", targets=[24, 36], ood="wording")
+    for problem in cast(list[GeneralPointsProblem], task.problems("ood", "eval", 400)):
+        assert facts(task.prompt(problem)) == ({problem.target}, {4}, {(10, 10, 10)}, 1)
+        assert task.judge(problem, task.demonstration(problem)).solved
 
 
 def test_a_problem_has_one_wording_whoever_deals_it_in_whatever_process() -> None:

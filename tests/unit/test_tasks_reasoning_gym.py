@@ -115,6 +115,23 @@ def test_no_question_is_trained_on_and_evaluated(sums: Task, coins: Task) -> Non
         assert not trained & (evaluated | ood)
 
 
+def test_a_field_that_is_one_of_several_words_is_given_as_the_word() -> None:
+    def sorting(**more: object) -> Task:
+        given = {"min_words": 2, "max_words": 3, **more}
+        return get_task(
+            "reasoning_gym", dataset="word_sorting", id=given, ood={"min_words": 5, "max_words": 6}
+        )
+
+    for problem in sorting(transformation="uppercase").problems("id", "train", 20):
+        listed = re.findall(r"[A-Za-z]+", problem.question.rpartition(":")[2])  # type: ignore[attr-defined]
+        assert listed and all(word.isupper() for word in listed)
+    assert len(sorting().problems("ood", "eval", 20)) == 20
+    with pytest.raises(
+        InputError, match="transformation cannot be 'loud'; write 'lowercase' or 'uppercase' or"
+    ):
+        sorting(transformation="loud")
+
+
 def test_a_generator_with_few_questions_gives_all_of_them_once(coins: Task) -> None:
     # exactly and at least k heads: k from 0 or 1 to n, whatever the package asks within 4,000 items.
     chunk = make("coin_flip", {"min_trials": 3, "max_trials": 4}, 5)
@@ -125,7 +142,9 @@ def test_a_generator_with_few_questions_gives_all_of_them_once(coins: Task) -> N
         for problem in coins.problems("id", split, coins.available("id", split))  # type: ignore[arg-type]
     ]
     assert sorted(given) == sorted(asked)
-    with pytest.raises(InputError, match=rf"there are {coins.available('id', 'eval')}; ask for"):
+    with pytest.raises(
+        InputError, match=rf"there are {coins.available('id', 'eval')} distinct ones; ask for"
+    ):
         coins.problems("id", "eval", len(asked))
 
 
