@@ -15,6 +15,8 @@ WORKER_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "RAY_TRAIN_V2_ENABLED": "1",
     "DS_ACCELERATOR": "cpu",
+    # Who reserves no GPU sees none: otherwise Ray leaves all of them visible, and the first is taken by everybody.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }
 SLOTS_PER_CORE = 4
 """Processes that may share one core of a local machine: stages alternate, so most of them wait."""
@@ -36,7 +38,10 @@ def prepare(address: str | None = None) -> None:
     """
     if named_cluster(address):
         return
-    os.environ["RAY_AUTH_MODE"] = "disabled"  # a private cluster of this process, on loopback
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # a private cluster of this process, on loopback:
+    # Ray's way to say that no other machine will join. By default it listens on every interface, and
+    # whoever reaches its ports can run code.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     # Workers are many and mostly wait: start them side by side, and do not warn about their number.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(local_slots()))
     # Every worker here has its own environment: those that Ray starts in advance would never be used.
@@ -74,4 +79,19 @@ def connect(address: str | None = None) -> None:
                 "check the address, or leave it out to run on this machine."
             ) from None
         return
-    ray.init(num_cpus=local_slots(), include_dashboard=False, **common)
+    try:
+        _start(common)
+    except (
+        Exception
+    ) as error:  # of no class of its own: Ray gives its processes thirty seconds, however busy the machine
+        if "timed out during startup" not in str(error):
+            raise
+        ray.shutdown()
+        _start(common)
+
+
+def _start(common: dict[str, Any]) -> None:
+    import ray
+
+    # "local": without an address Ray joins whatever head `ray start` has left running on this machine.
+    ray.init(address="local", num_cpus=local_slots(), include_dashboard=False, **common)

@@ -1,7 +1,8 @@
 """Where actors and tasks go on a cluster of several nodes.
 
 What the study cannot go on without (queue, pool, the drivers of worker groups) stays on the driver's own node: the loss
-of any other node then costs what was at work there, and no more. Engines go beside the learner that they are to serve.
+of any other node then costs what was at work there, and no more. Engines go beside the learner that they are to serve,
+unless the study names the nodes for them by label.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rlheals_ray.need import Need
 
 
 def here() -> NodeAffinitySchedulingStrategy:
@@ -23,9 +26,10 @@ def beside(node: str) -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True)
 
 
-def options_beside(node: str | None) -> dict[str, Any]:
-    """Options of an actor that is to be `beside` a node; none where no node is known."""
-    return {} if node is None else {"scheduling_strategy": beside(node)}
+def options_beside(need: Need, node: str | None) -> dict[str, Any]:
+    """Options of an actor that reserves `need`, `beside` the node where one is given and no labels say otherwise."""
+    placed = {} if need.labels or node is None else {"scheduling_strategy": beside(node)}
+    return need.options() | placed
 
 
 def is_spread() -> bool:

@@ -55,7 +55,10 @@ def prepare_process(sharding: Sharding) -> None:
     GradientState._reset_state()
     unset_hf_deepspeed_config()
     PartialState._prepare_backend = _PREPARE_BACKEND.setdefault("original", PartialState._prepare_backend)
-    if effective(sharding) == "ddp" or torch.cuda.is_available():
+    if torch.cuda.is_available():
+        os.environ.pop("DS_ACCELERATOR", None)  # every worker begins with that of a CPU
+        return
+    if effective(sharding) == "ddp":
         return
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     os.environ["DS_ACCELERATOR"] = "cpu"

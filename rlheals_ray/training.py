@@ -21,6 +21,7 @@ from typing import Any
 import ray
 
 from rlheals_ray import placement
+from rlheals_ray.need import Need
 from rlheals_ray.work_queue import Work, WorkQueue
 
 MAX_IDLE_RESTARTS = 2
@@ -57,25 +58,23 @@ class Training:
         *,
         groups: int,
         workers: int,
-        cpus_per_worker: float,
+        need: Need,
         threads: int,
         storage: str,
         name: str,
-        gpus_per_worker: float = 0,
     ) -> Training:
-        """Start `groups` Ray Train runs of `workers` workers each, in the background.
+        """Start `groups` Ray Train runs of `workers` workers each, in the background; every worker reserves `need`.
 
         How a model is spread over a group belongs to the work, not to the group: the same workers do
-        items of every sharding. With `gpus_per_worker` they speak NCCL for tensors on GPUs, beside gloo
-        for the others (untested: no GPU was at hand).
+        items of every sharding. With GPUs they speak NCCL for tensors on them, beside gloo for the others
+        (untested: no GPU was at hand).
         """
-        resources = {"CPU": cpus_per_worker} | ({"GPU": gpus_per_worker} if gpus_per_worker else {})
         stays = placement.here()
         options = {"num_cpus": 0, "max_concurrency": 1000, "scheduling_strategy": stays}
         queue = ray.remote(WorkQueue).options(**options).remote()
         names = tuple(f"{name}-{index}" for index in range(groups))
         run = _run_group.options(scheduling_strategy=stays)
-        runs = tuple(run.remote(queue, group, workers, resources, threads, storage) for group in names)
+        runs = tuple(run.remote(queue, group, workers, need, threads, storage) for group in names)
         return cls(queue, runs, names)
 
     def run(self, work: Work) -> Iterator[Mapping[str, Any]]:
@@ -110,24 +109,12 @@ class Training:
         ray.get(self.queue.close.remote(), timeout=10)
 
 
-def gpus_per_worker(workers: int, generators: int) -> float:
-    """1 where the cluster has a GPU for each of all training workers and generators, else 0.
-
-    A torch built without CUDA uses none. Untested: no GPU was at hand.
-    """
-    if ray.cluster_resources().get("GPU", 0) < workers + generators:
-        return 0.0
-    import torch  # only where it may matter: it takes seconds
-
-    return 1.0 if torch.backends.cuda.is_built() else 0.0
-
-
 @ray.remote(num_cpus=0)
 def _run_group(
     queue: ray.actor.ActorHandle,
     name: str,
     workers: int,
-    resources: Mapping[str, float],
+    need: Need,
     threads: int,
     storage: str,
 ) -> None:
@@ -142,9 +129,12 @@ def _run_group(
             TorchTrainer(
                 _work_until_closed,
                 train_loop_config={"queue": queue, "group": name, "threads": threads},
-                torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if "GPU" in resources else "gloo"),
+                torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if need.gpus else "gloo"),
                 scaling_config=ScalingConfig(
-                    num_workers=workers, use_gpu="GPU" in resources, resources_per_worker=dict(resources)
+                    num_workers=workers,
+                    use_gpu=need.gpus > 0,
+                    resources_per_worker=need.bundle,
+                    label_selector=dict(need.labels) or None,
                 ),
                 run_config=RunConfig(
                     name=name,

@@ -57,7 +57,7 @@ def run(options: Namespace) -> Outcome:
             for budget in options.budgets
         ]
         # Makes the base, and its rates are those of the plan: it is the calibration.
-        first = _study(options, storage, "first", options.steps[:1], options.budgets[:1])
+        first = _study(options, storage, "first", options.steps, options.budgets[:1])
         _run(first)
         trained: dict[str, tuple[int, int]] = {}
         predicted = _predicted(whole, storage)
@@ -132,7 +132,7 @@ def _trained(studies: Sequence[Study], storage: Path) -> tuple[int, int]:
 
 
 def _predicted(whole: Study, storage: Path) -> dict[str, float | None]:
-    """Seconds by stage, from the rates of the first, smaller map."""
+    """Seconds by stage, from the rates of the first map, of one budget."""
     rates = {name: rate.seconds for name, rate in rates_for(whole, storage / whole.name).items()}
     found = estimates(whole, rates)
     return {stage: one.seconds for stage, one in found.items() if stage != "base"}
@@ -153,6 +153,6 @@ def _notes(
         if seconds is not None and took.get(stage):
             error = seconds / took[stage] - 1
             yield (
-                f"{stage}: took {took[stage]:.1f} s, predicted {seconds:.1f} s from the rates of a map of one cell "
-                f"({error:+.0%}, {'within' if abs(error) <= 0.1 else 'NOT within'} 10 %)"
+                f"{stage}: took {took[stage]:.1f} s, predicted {seconds:.1f} s from the rates of the same map at its "
+                f"first budget ({error:+.0%}, {'within' if abs(error) <= 0.1 else 'NOT within'} 10 %)"
             )

@@ -20,6 +20,7 @@ from rlheals_ray.bench.laboratory import THREADS, copy_policy
 from rlheals_ray.bench.measure import Figure, Outcome, alternate, at_least
 from rlheals_ray.config import Study, dump_study, load_study
 from rlheals_ray.lineage import BASE, Trunk
+from rlheals_ray.need import Need
 from rlheals_ray.storage import StudyFiles, Unit, fingerprint
 from rlheals_ray.training import Report, Training
 from rlheals_ray.work_queue import Work
@@ -47,7 +48,11 @@ def run(options: Namespace) -> Outcome:
         _make_base(files.checkpoint(BASE), study, options)
         environment = {**WORKER_ENVIRONMENT, "OMP_NUM_THREADS": str(THREADS)}
         ray.init(
-            num_cpus=4, include_dashboard=False, logging_level="ERROR", runtime_env={"env_vars": environment}
+            address="local",
+            num_cpus=4,
+            include_dashboard=False,
+            logging_level="ERROR",
+            runtime_env={"env_vars": environment},
         )
         try:
             groups = {workers: _group(directory, workers) for workers in (1, 2)}
@@ -104,7 +109,7 @@ def _group(directory: str, workers: int) -> Training:
     return Training.start(
         groups=1,
         workers=workers,
-        cpus_per_worker=0.5,
+        need=Need(cpus=0.5),
         threads=THREADS,
         storage=str(Path(directory) / "train"),
         name=f"bench-{workers}",

@@ -24,6 +24,7 @@ from rlheals_ray.bench.measure import Figure, Outcome, Ratio, alternate, at_most
 from rlheals_ray.config import RolloutSettings, load_study
 from rlheals_ray.connection import WORKER_ENVIRONMENT
 from rlheals_ray.grid.session import Session
+from rlheals_ray.need import Need
 from rlheals_ray.rollout.episode import Weights
 from rlheals_ray.rollout.generator import GeneratorSettings, start_generator
 from rlheals_ray.rollout.load import Load
@@ -145,7 +146,7 @@ def _measure_engine(
     config.save_pretrained(architecture)
     tokenizer(list(task.options["targets"])).save_pretrained(architecture)
     generator = start_generator(
-        GeneratorSettings(str(architecture), task, settings), threads=THREADS, num_cpus=1
+        GeneratorSettings(str(architecture), task, settings), threads=THREADS, need=Need()
     )
     start = {
         "num_cpus": 0,

@@ -21,6 +21,7 @@ from rlheals_ray.config.fields import (
     Steps,
 )
 from rlheals_ray.config.load import STUDIES, dump_study, load_study, presets
+from rlheals_ray.config.resources import ProcessSettings, ResourceSettings
 from rlheals_ray.config.rl import ControlSettings, EarlyStopSettings, RLSettings, RolloutSettings
 from rlheals_ray.config.settings import (
     BaseSettings,
@@ -54,9 +55,11 @@ __all__ = [
     "MLflowSettings",
     "PositiveFloat",
     "PositiveInt",
+    "ProcessSettings",
     "RLSettings",
     "Recipe",
     "RecommendationSettings",
+    "ResourceSettings",
     "Role",
     "RolloutSettings",
     "RotationSettings",

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from rlheals_ray.config.edits import EditSettings
 from rlheals_ray.config.fields import Settings
+from rlheals_ray.config.resources import ResourceSettings
 from rlheals_ray.config.rl import ControlSettings, RLSettings, RolloutSettings
 from rlheals_ray.config.settings import (
     BaseSettings,
@@ -38,6 +39,7 @@ class Study(Settings):
     hidden: HiddenSettings | None = HiddenSettings()
     recommendation: RecommendationSettings = RecommendationSettings()
     tracking: TrackingSettings = TrackingSettings()
+    resources: ResourceSettings = ResourceSettings()
     keep: Literal["all", "boundary", "best"] = "all"
     """Checkpoints that stay when the study is done: all; those where RL starts and ends, the peaks and the recommended
     one; or base and the recommended one. Tables and report always stay."""
@@ -82,6 +84,16 @@ class Study(Settings):
                 f"takes; use one of {fitting}"
             )
         self._check_minibatches(self.rl.episodes // workers)
+        return self
+
+    @model_validator(mode="after")
+    def _ranks_have_gpus_of_their_own(self) -> Study:
+        workers, gpus = max(self.sft.workers, self.rl.workers), self.resources.learner.gpus
+        if workers > 1 and gpus is not None and 0 < gpus < 1:
+            raise ValueError(
+                f"resources.learner.gpus (got {gpus:g}): NCCL takes no two of a group's {workers} workers on one GPU; "
+                "use 1, or one worker"
+            )
         return self
 
     def _check_minibatches(self, episodes: int) -> None:

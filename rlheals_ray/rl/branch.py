@@ -44,6 +44,7 @@ class Branch:
         """Rows of tables/rl so far, one per completed update."""
         self.received: dict[str, int] = {}
         """How often each problem, by its id, was learnt from."""
+        self._resumed = False
 
     @property
     def is_main(self) -> bool:
@@ -56,7 +57,7 @@ class Branch:
 
     def resume(self, rows: list[dict[str, Any]], received: dict[str, int]) -> None:
         """Go on after the updates that a saved state has."""
-        self.rows, self.received = rows, received
+        self.rows, self.received, self._resumed = rows, received, True
 
     def requests(self, update: int) -> list[EpisodeRequest]:
         """The update's episodes: seeded, no problem twice as far as there are enough.
@@ -161,8 +162,11 @@ class Branch:
             self.tokenizer.save_pretrained(directory)
             self.spec.files.stamp(directory, self.spec.unit)
 
-    def finish(self) -> None:
-        """Leave the branch's part of tables/rl, the problems it learnt from, and its marker; rank 0 only."""
+    def finish(self, seconds: float) -> None:
+        """Leave the branch's part of tables/rl, the problems it learnt from, and its marker; rank 0 only.
+
+        seconds: since this process took the branch up; what --plan reckons with, where it did all of it.
+        """
         by_id = {problem.id: problem for problem in self._problems}
         record_received(
             self.spec.files.received(self.spec.unit),
@@ -170,7 +174,8 @@ class Branch:
             (by_id[key] for key, count in self.received.items() for _ in range(count)),
         )
         self.spec.files.write_part("rl", self.spec.unit, tables.table("rl", self.rows))
-        self.spec.files.mark_done(self.spec.unit, updates=len(self.rows), cause=self.hopeless)
+        took = None if self._resumed else seconds
+        self.spec.files.mark_done(self.spec.unit, updates=len(self.rows), cause=self.hopeless, seconds=took)
 
 
 def episode_requests(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Mapping
 
 from rlheals_ray.rl.branch import Branch
@@ -34,8 +35,9 @@ def train_branch(spec: BranchSpec, report: Report) -> None:
     """
     if spec.files.is_done(spec.unit):
         return  # the worker that did it died before it could say so
+    began = time.perf_counter()
     branch = Branch(spec, report)
     ALGORITHMS[branch.settings.algorithm](branch)
     if branch.is_main:
-        branch.finish()
+        branch.finish(time.perf_counter() - began)
         shutil.rmtree(branch.state_directory, ignore_errors=True)

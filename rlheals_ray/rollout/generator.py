@@ -15,6 +15,9 @@ from pathlib import Path
 import ray
 
 from rlheals_ray.config import RolloutSettings, TaskSettings
+from rlheals_ray.event_log import tell
+from rlheals_ray.monitoring import record_generated, serve_study
+from rlheals_ray.need import Need
 from rlheals_ray.placement import options_beside
 from rlheals_ray.rollout.engines import ENGINES, make_engine
 from rlheals_ray.rollout.episode import Episode, EpisodeRequest, Sampling, Weights, WrongWeights
@@ -34,6 +37,8 @@ class GeneratorSettings:
     """A Hugging Face directory whose configuration and tokenizer every checkpoint of the study shares."""
     task: TaskSettings
     rollout: RolloutSettings
+    study: str = ""
+    """Its name, for logs and metrics."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +67,19 @@ class Generator:
         # Imported here, in the actor: vLLM must find its environment and have the process to itself.
         from rlheals_ray.rollout.episodes import RememberingChat
 
-        self._settings = settings.rollout
+        self._settings, self._study = settings.rollout, settings.study
         self._task = get_task(settings.task.name, **settings.task.options)
         self._chat = RememberingChat.of(settings.architecture)
         self._engine = make_engine(Path(settings.architecture), settings.rollout, self._chat.stop_ids)
         self._weights: Weights | None = None
         self._progress = Progress(f"{ray.util.get_node_ip_address()}:{os.getpid()}")
+        self._counted = 0.0
+        serve_study(self._study)
+        tell(self._study, "generator", self._progress.process, "started")
+
+    def __repr__(self) -> str:
+        """What Ray's dashboard and logs call the actor."""
+        return f"generator of {self._study}" if self._study else "generator"
 
     def ready(self) -> Ready:
         """Answers once the actor is up."""
@@ -99,6 +111,7 @@ class Generator:
         if weights != self._weights:
             raise WrongWeights(f"asked for {weights}, but this generator holds {self._weights}")
         before = replace(self._progress)
+        purpose = next(iter(requests[places[0]].seed), None) if places else None
         block: list[Episode] = []
         finished: list[int] = []
         due = time.perf_counter() + BLOCK_SECONDS
@@ -115,12 +128,18 @@ class Generator:
             block.append(episode)
             finished.append(places[index])
             if time.perf_counter() > due:
+                self._count(purpose, block)
                 yield block
                 yield Receipt(finished, _since(before, self._progress))
                 block, finished = [], []
                 due = time.perf_counter() + BLOCK_SECONDS
+        self._count(purpose, block)
         yield block
         yield Receipt(finished, _since(before, self._progress))
+
+    def _count(self, purpose: object, block: Sequence[Episode]) -> None:
+        seconds, self._counted = self._progress.seconds_engine - self._counted, self._progress.seconds_engine
+        record_generated(purpose, len(block), sum(episode.tokens for episode in block), seconds)
 
 
 def _since(before: Progress, now: Progress) -> Progress:
@@ -136,7 +155,7 @@ def _since(before: Progress, now: Progress) -> Progress:
 
 
 def start_generator(
-    settings: GeneratorSettings, *, threads: int, num_cpus: float, beside: str | None = None
+    settings: GeneratorSettings, *, threads: int, need: Need, beside: str | None = None
 ) -> ray.actor.ActorHandle:
     """Start a generator actor, on node `beside` if that has room; its `ready` answers when the engine is up.
 
@@ -144,9 +163,8 @@ def start_generator(
     """
     environment = {**ENGINES[settings.rollout.engine].environment, "OMP_NUM_THREADS": str(threads)}
     actor = ray.remote(concurrency_groups={"health": 1})(Generator).options(
-        num_cpus=num_cpus,
         max_restarts=settings.rollout.max_failures,
         runtime_env={"env_vars": environment},
-        **options_beside(beside),
+        **options_beside(need, beside),
     )
     return actor.remote(settings)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import ray
 
+from rlheals_ray.need import Need
 from rlheals_ray.rollout.episode import Sampling, Weights
 from rlheals_ray.rollout.failures import Failure, Failures
 from rlheals_ray.rollout.generator import GeneratorSettings, start_generator
@@ -127,7 +128,7 @@ class Leases:
     """The actor's class; see Pool."""
 
     def __init__(
-        self, settings: GeneratorSettings, threads: int, num_cpus: float, near: Training | None = None
+        self, settings: GeneratorSettings, threads: int, need: Need, near: Training | None = None
     ) -> None:
         """With `near`, each team starts beside the worker group that it serves."""
         rollout = settings.rollout
@@ -135,7 +136,7 @@ class Leases:
         self._failures = Failures(rollout.max_failures)
 
         def start(node: str | None) -> ray.actor.ActorHandle:
-            return start_generator(settings, threads=threads, num_cpus=num_cpus, beside=node)
+            return start_generator(settings, threads=threads, need=need, beside=node)
 
         def host(number: int) -> Callable[[], Awaitable[str | None]] | None:
             return None if near is None else lambda: near.host(number // size)

@@ -15,6 +15,7 @@ import ray
 from ray.exceptions import ObjectLostError, RayTaskError
 
 from rlheals_ray import placement
+from rlheals_ray.need import Need
 from rlheals_ray.rollout.episode import Episode, EpisodeRequest, Rollout, Sampling, Weights
 from rlheals_ray.rollout.failures import Failure, PoolFailed
 from rlheals_ray.rollout.generator import GeneratorSettings
@@ -33,15 +34,20 @@ class Pool:
 
     @classmethod
     def start(
-        cls, settings: GeneratorSettings, *, threads: int, num_cpus: float, near: Training | None = None
+        cls,
+        settings: GeneratorSettings,
+        *,
+        threads: int,
+        need: Need,
+        near: Training | None = None,
     ) -> Pool:
         """Start every engine of the study; returns at once, `wait_ready` waits for them.
 
-        `threads` and `num_cpus` are those of one generator. With `near`, each team of generators waits until it
+        `threads` and `need` are those of one generator. With `near`, each team of generators waits until it
         is known where its worker group is, and starts on that node if there is room.
         """
         options = {"num_cpus": 0, "max_concurrency": 1000, "scheduling_strategy": placement.here()}
-        pool = cls(ray.remote(Leases).options(**options).remote(settings, threads, num_cpus, near))
+        pool = cls(ray.remote(Leases).options(**options).remote(settings, threads, need, near))
         pool.leases.start.remote()
         return pool
 

@@ -40,6 +40,8 @@ def run_edits(
     concurrency: int = 1,
     num_cpus: float = 1.0,
     *,
+    memory: float = 0.0,
+    labels: Mapping[str, str] | None = None,
     sharding: Literal["linked", "recipient"] = "linked",
 ) -> list[EditReport | str]:
     """Write every ordered checkpoint, atomically, in its recipient's dtypes; how far each went, in order.
@@ -47,8 +49,8 @@ def run_edits(
     Every tensor that is not edited, the configuration and the tokenizer are the recipient's. A checkpoint that
     is there with exactly the `extra` files of its order is not written again.
     pieces_directory: where edited matrices are kept and found again; it may be deleted afterwards.
-    concurrency: matrices at one time, each reserving num_cpus and using one thread; 0: one after the other in
-    this process, without Ray.
+    concurrency: matrices at one time, each reserving num_cpus and using one thread, on nodes with these `labels`;
+    0: one after the other in this process, without Ray.
     sharding: "linked": one shard for each edited matrix, hard links of the pieces where `out` is on their
     filesystem, so that a checkpoint costs an index; "recipient": the recipient's own shards, those without
     an edited matrix copied.
@@ -70,9 +72,8 @@ def run_edits(
         from rlheals_ray.spectra.pipeline import mapped  # imports Ray, for which the other way has no use
 
         seconds = SECONDS_PER_PRODUCT * plan.elements
-        made = mapped(
-            plan.rows, make_rows, seconds, concurrency, num_cpus, max_errored_blocks=-1, **arguments
-        )
+        placed: dict[str, Any] = {"labels": labels, "memory": memory, "max_errored_blocks": -1}
+        made = mapped(plan.rows, make_rows, seconds, concurrency, num_cpus, **placed, **arguments)
     results = [json.loads(text) for text in made["result"].to_pylist()]
     if wrong := next((result["wrong"] for result in results if "wrong" in result), None):
         raise InputError(wrong)

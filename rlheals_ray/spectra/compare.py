@@ -49,6 +49,8 @@ def compare(
     num_cpus: float = 1.0,
     *,
     num_gpus: float = 0.0,
+    memory: float = 0.0,
+    labels: Mapping[str, str] | None = None,
     results: Where | None = None,
     stock: Stock | None = None,
     progress: Callable[[int], None] | None = None,
@@ -57,8 +59,8 @@ def compare(
 
     One row for each pair, matrix and k, in this order; a k beyond min(m, n) of a matrix is skipped.
     factors_directory: where factors are stored and found again; results: likewise what was found of every matrix
-    (None: nowhere). concurrency, num_cpus, num_gpus, progress: see `Workers`. stock: the matrices of all these
-    checkpoints, where they are decomposed already.
+    (None: nowhere). concurrency, num_cpus, num_gpus, memory, labels, progress: see `Workers`. stock: the matrices of
+    all these checkpoints, where they are decomposed already.
     Raises InputError for a checkpoint that cannot be read, holds NaN or Inf, or whose matrices do not match.
     """
     check_ks(ks)
@@ -68,7 +70,10 @@ def compare(
         )
         for pair in pairs
     ]
-    workers, factors = Workers(concurrency, num_cpus, num_gpus, progress), Folder.of(factors_directory)
+    workers, factors = (
+        Workers(concurrency, num_cpus, num_gpus, progress, labels, memory),
+        Folder.of(factors_directory),
+    )
     groups = [(pair.a_directory, pair.b_directory) for pair in pairs]
     shapes = matching_shapes(groups, roles)
     stock = stock or stocked([uri for group in groups for uri in group], roles, factors, workers)

@@ -43,6 +43,10 @@ class Workers:
     num_cpus: float = 1.0
     num_gpus: float = 0.0
     progress: Callable[[int], None] | None = None
+    labels: Mapping[str, str] | None = None
+    """Of the nodes that tasks may run on; None: of any."""
+    memory: float = 0.0
+    """Bytes reserved by each; 0: none."""
 
     def map(
         self,
@@ -59,6 +63,8 @@ class Workers:
             self.concurrency,
             self.num_cpus,
             num_gpus=self.num_gpus,
+            labels=self.labels,
+            memory=self.memory,
             progress=self.progress,
             device="cuda" if self.num_gpus else "cpu",
             threads=max(1, int(self.num_cpus)),

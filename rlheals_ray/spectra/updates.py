@@ -54,6 +54,8 @@ def compare_updates(
     num_cpus: float = 1.0,
     *,
     num_gpus: float = 0.0,
+    memory: float = 0.0,
+    labels: Mapping[str, str] | None = None,
     results: Where | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> pa.Table:
@@ -82,7 +84,10 @@ def compare_updates(
         for row in rows
         for before, after in _steps(row)
     }
-    workers, factors = Workers(concurrency, num_cpus, num_gpus, progress), Folder.of(factors_directory)
+    workers, factors = (
+        Workers(concurrency, num_cpus, num_gpus, progress, labels, memory),
+        Folder.of(factors_directory),
+    )
     stored = workers.map(
         list(distinct.values()),
         _store_rows,
