@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import shutil
 import sys
 import tempfile
@@ -62,8 +63,9 @@ def miniature(study: Study, storage: Path, *, own_base: bool = False) -> Study:
     last = min(study.sft.steps[-1], _SFT_UPDATES)
     updates = min(study.rl.budgets[-1], _RL_UPDATES)
     seeds = study.seeds[: needed.groups]
-    starts = [last] if len(seeds) >= needed.groups else [*range(last - needed.groups + len(seeds), last + 1)]
-    starts = sorted({max(0, start) for start in starts})
+    # More branches than lanes: the first of each pays for imports, and another tells what a branch costs.
+    each = math.ceil((needed.groups + 1) / len(seeds))
+    starts = sorted({max(0, start) for start in range(last - each + 1, last + 1)})
     changes: dict[str, dict[str, Any]] = {
         "sft": {"steps": sorted({0, *starts, last}), "recipe": study.sft.recipes[0], "state_every": None,
                 "checkpoints": None},

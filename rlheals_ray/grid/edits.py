@@ -130,14 +130,18 @@ def _write(session: Session, pending: list[PlannedEdit]) -> None:
     orders = []
     for plan in pending:
         files.begin(plan.unit, plan.probe.checkpoint)
+        session.started(plan.unit)
         orders.append(Order(plan.edit, str(files.checkpoint(plan.probe.checkpoint)), files.stamps(plan.unit)))
     factors, pieces, slots = str(files.root / FACTORS), str(files.root / PIECES), session.task_slots
-    reports = by_pair(orders, lambda some: run_edits(some, factors, pieces, concurrency=slots))
+    need = session.needs["tasks"]
+    spread: dict[str, Any] = {"concurrency": slots, "num_cpus": need.cpus, "memory": need.memory}
+    spread["labels"] = need.labels
+    reports = by_pair(orders, lambda some: run_edits(some, factors, pieces, **spread))
     for plan, report in zip(pending, reports, strict=True):
         if isinstance(report, str):
-            session.failures[plan.unit.name] = report
+            session.fail(plan.unit.name, report)
         else:
-            files.mark_done(plan.unit, **asdict(report))
+            session.done(plan.unit, **asdict(report))
     progress.advance(len(pending))
     progress.end()
     # What checkpoints took of them they hold by links; what failed is made again.

@@ -24,6 +24,7 @@ from rlheals_ray.grid.progress import StageProgress
 from rlheals_ray.grid.session import Session
 from rlheals_ray.grid.units import Probe
 from rlheals_ray.lineage import BASE, Trunk
+from rlheals_ray.need import Need
 from rlheals_ray.storage import Unit, write_parquet
 from rlheals_ray.tasks import rules_of
 
@@ -52,7 +53,8 @@ def hidden_stage(session: Session) -> None:
         [_file(session, probe.checkpoint) for probe in wanted if states_are_collected(session, probe)],
         _peaks(session),
     )
-    for name, table in hidden_tables(session.study, places, _asked(session)).items():
+    need = session.needs["tasks"]
+    for name, table in hidden_tables(session.study, places, _asked(session), need).items():
         files.write_part(name, unit, table)
     files.mark_done(unit)
 
@@ -100,11 +102,12 @@ def _asked(session: Session) -> list[Asked]:
             for problem in probe_problems(session.task, study.evaluation, rule)[: study.hidden.problems]
         ]
         files.begin(unit)
+        session.started(unit)
         session.pool.wait_ready()
         base = files.checkpoint(BASE)
         samples, limit = study.hidden.samples, study.evaluation.max_new_tokens
         write_parquet(path, ask_base(session.pool, base, unit.fingerprint, problems, samples, limit))
-        files.mark_done(unit)
+        session.done(unit)
     return asked_of(pq.read_table(path))
 
 
@@ -117,28 +120,34 @@ def _collect(
     progress.skip(len(wanted) - len(pending))
     base, last_tokens = str(session.files.checkpoint(BASE)), session.study.hidden.last_tokens
     held = ray.put(list(asked))
-    task = _collect_share.options(**_resources(base))
+    resources = _resources(base, session.needs["tasks"])
 
     def one(share: Sequence[Probe]) -> None:
         left = list(share)
+        task = _collect_share.options(
+            name=f"hidden {share[0].checkpoint} and {len(share) - 1} more", **resources
+        )
         try:
             orders = [_order(session, probe) for probe in share]
             for reference in task.remote(orders, base, held, last_tokens):
                 failure, probe = ray.get(reference), left.pop(0)
                 if failure:
-                    session.failures[session.units.hidden_states(probe).name] = failure
+                    session.fail(session.units.hidden_states(probe).name, failure)
+                else:
+                    session.events.unit(session.units.hidden_states(probe).name, "done")
                 progress.advance(note=probe.checkpoint)
         except Exception:  # the process is gone, again and again
             cause = traceback.format_exc()
-            session.failures.update({session.units.hidden_states(probe).name: cause for probe in left})
+            for probe in left:
+                session.fail(session.units.hidden_states(probe).name, cause)
 
     slots = min(session.task_slots, len(pending))
     side_by_side(one, [pending[slot::slots] for slot in range(slots)], slots)
     progress.end()
 
 
-def _resources(base: str) -> dict[str, float]:
-    """What a task asks Ray for, so that no node runs more of them than its memory holds.
+def _resources(base: str, need: Need) -> dict[str, Any]:
+    """What a task asks Ray for: `need`, and so much memory that no node runs more of them than it has memory for.
 
     Raises RuntimeError where no node has the memory for one, which Ray would wait for in vain.
     """
@@ -146,15 +155,14 @@ def _resources(base: str) -> dict[str, float]:
 
     checkpoint = Checkpoint(base)
     parameters = sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names())
-    memory = FIXED_BYTES + BYTES_PER_PARAMETER * parameters
+    memory = max(need.memory, FIXED_BYTES + BYTES_PER_PARAMETER * parameters)
     largest = max(node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"])
     if memory > largest:
         raise RuntimeError(
             f"hidden states need {memory / 2**30:.1f} GiB for one checkpoint in float32, and the largest node offers "
             f"{largest / 2**30:.1f} GiB; add a larger node, or set hidden=null"
         )
-    # UNTESTED on GPUs: a task takes one where one is free, which while engines and learners live is seldom.
-    return {"memory": memory, "num_gpus": 1 if ray.available_resources().get("GPU", 0) >= 1 else 0}
+    return need.options() | {"memory": memory}
 
 
 def _order(session: Session, probe: Probe) -> Order:

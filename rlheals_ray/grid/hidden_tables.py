@@ -18,6 +18,7 @@ from rlheals_ray.evaluation.collected import layer_count, layer_states, numbers
 from rlheals_ray.evaluation.statistics import cluster_bootstrap, percentile_interval
 from rlheals_ray.grid.units import Probe
 from rlheals_ray.lineage import BASE, Trunk, branches_of, trunks
+from rlheals_ray.need import Need
 from rlheals_ray.tables import table
 
 if TYPE_CHECKING:
@@ -36,8 +37,10 @@ class Places:
     """Trunk to the SFT step of its OOD peak, where that is known."""
 
 
-def hidden_tables(study: Study, places: Places, asked: Sequence[Asked]) -> dict[str, pa.Table]:
-    """The tables hidden, similarity and shift. Needs a Ray connection."""
+def hidden_tables(
+    study: Study, places: Places, asked: Sequence[Asked], need: Need | None = None
+) -> dict[str, pa.Table]:
+    """The tables hidden, similarity and shift. Needs a Ray connection; each layer's task reserves `need`."""
     rules = sorted({one.rule for one in asked})
     rows = {rule: _rows_of(asked, rule) for rule in rules}
     compared = compared_pairs(study, places)
@@ -46,7 +49,15 @@ def hidden_tables(study: Study, places: Places, asked: Sequence[Asked]) -> dict[
     keys = [(rule, layer) for rule in rules for layer in range(layer_count(places.files[0]))]
     hidden: list[Row] = []
     similarity: list[Row] = []
-    measured = ray.get([_measure_layer.remote(held, layer, rows[rule]) for rule, layer in keys])
+    options = (need or Need()).options()
+    measured = ray.get(
+        [
+            _measure_layer.options(name=f"hidden {rule} layer={layer}", **options).remote(
+                held, layer, rows[rule]
+            )
+            for rule, layer in keys
+        ]
+    )
     for (rule, layer), (likenesses, paths) in zip(keys, measured, strict=True):
         n = rows[rule].stop - rows[rule].start
         where = {"rule": rule, "layer": layer, "n": n}
@@ -144,7 +155,7 @@ def _coordinates(paths: Paths, place: int) -> Row:
     return {name: None if math.isnan(value) else float(value) for name, value in found.items()}
 
 
-@ray.remote(num_cpus=1)
+@ray.remote
 def _measure_layer(
     held: tuple[list[Path], list[tuple[int, int]]], layer: int, rows: slice
 ) -> tuple[list[Likeness], Paths]:

@@ -9,7 +9,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from rlheals_ray.config import Study, dump_study
+from rlheals_ray.config import InputError, Study, dump_study
 from rlheals_ray.connection import SLOTS_PER_CORE, local_slots, named_cluster
 from rlheals_ray.grid.plan_bytes import check_disk, disk_lines
 from rlheals_ray.grid.plan_counts import counts, sharing_lines
@@ -24,22 +24,26 @@ from rlheals_ray.storage import StudyFiles
 
 
 def print_plan(study: Study, address: str | None = None) -> int:
-    """Print the plan; returns 0. Raises InputError for a study that is wrong or does not fit."""
+    """Print the plan; returns 0. Raises InputError for a wrong study, and after the plan where it does not fit."""
     files = preflight(study)
     needed = resources_of(study)
-    check_disk(study, files)
     console = Console()
     resolved = yaml.safe_dump(dump_study(study), sort_keys=False)
-    # What does not fit is told instead of a plan.
+    # A plan of what does not fit here is how one finds out where it would.
+    refusal: InputError | None = None
     if named_cluster(address):
         where = _ask_cluster(study, files, address)
     else:
-        check_local(needed)
         total = psutil.virtual_memory().total / 2**30
         where = (
             f"this machine has {os.cpu_count()} cores = {local_slots()} slots ({SLOTS_PER_CORE} per core) and "
             f"{total:.1f} GiB"
         )
+        try:
+            check_disk(study, files)
+            check_local(needed)
+        except InputError as error:
+            refusal = error
     console.print(resolved, highlight=False, markup=False, soft_wrap=True)
     console.print(_stages(study, StudyUnits(study), files))
     lines = [
@@ -52,6 +56,8 @@ def print_plan(study: Study, address: str | None = None) -> int:
     ]
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if refusal is not None:
+        raise refusal
     return 0
 
 

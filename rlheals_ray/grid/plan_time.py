@@ -60,7 +60,7 @@ def rl_wall(study: Study, rates: Seconds) -> float:
     if each.controls:
         work += each.control_updates * rates["control"]
     probes = each.probes - 1 - each.trunks * len(study.sft.steps) + each.control_probes
-    return work / lanes + _probes(study, probes, rates["probe"])
+    return work / lanes + _probes(study, probes, rates["probe"]) + rates["rl_rest"]
 
 
 def estimates(study: Study, rates: Seconds) -> dict[str, Estimate]:

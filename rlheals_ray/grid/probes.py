@@ -67,10 +67,12 @@ def probe_all(session: Session, probes: Iterable[Probe], title: str) -> None:
     progress.skip(len(probes) - len(pending))
 
     def one(wanted: Probe) -> None:
+        session.started(wanted.unit)
         try:
             run_probe(session.study, session.files, session.pool, wanted)
+            session.events.unit(wanted.unit.name, "done")
         except Exception:
-            session.failures[wanted.unit.name] = traceback.format_exc()
+            session.fail(wanted.unit.name, traceback.format_exc())
         progress.advance(note=wanted.checkpoint)
 
     side_by_side(one, pending, session.study.rollout.generators)

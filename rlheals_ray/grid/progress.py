@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rlheals_ray.monitoring import STAGE_DONE, STAGE_UNITS
+
 _EVERY_SECONDS = 10.0
 """How often a stage prints when its output is not a terminal."""
 
@@ -22,23 +24,30 @@ class StageProgress:
         self._start = self._shown = time.monotonic()
         self._lock = threading.Lock()
         self._live = sys.stderr.isatty()
+        self._export()
 
     def skip(self, count: int) -> None:
         """Work that was found done already: it counts, but not into the rate."""
         with self._lock:
             self._done += count
             self._skipped += count
+            self._export()
 
     def advance(self, count: int = 1, note: str = "") -> None:
         with self._lock:
             self._done += count
             self._note = note or self._note
+            self._export()
             if self._live or time.monotonic() - self._shown > _EVERY_SECONDS:
                 self._show(end="\r" if self._live else "\n")
 
     def end(self) -> None:
         with self._lock:
             self._show(end="\n")
+
+    def _export(self) -> None:
+        STAGE_DONE.record(self._done, stage=self._name)
+        STAGE_UNITS.record(self._total, stage=self._name)
 
     def _show(self, end: str) -> None:
         self._shown = time.monotonic()

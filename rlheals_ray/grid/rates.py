@@ -46,6 +46,7 @@ UNITS: Mapping[str, str] = {
     "rl": "an RL update",
     "control": "a control per RL update",
     "branch_rest": "a branch beyond its updates",
+    "rl_rest": "for the sweep to start",
     "probe": "a probe",
     "spectra": "a set of matrices compared",
     "hidden": "a checkpoint's hidden states",
@@ -74,6 +75,7 @@ def conditions(study: Study, rate: str) -> str:
         "rl": {"rl": rl, "engines": engines, "sharding": study.sft.sharding, **side_by_side},
         "control": {"rl": rl, "sft": sft, "kinds": plain["controls"]["kinds"], **side_by_side},
         "branch_rest": {"rl": rl, "engines": engines, "kinds": plain["controls"]["kinds"], **side_by_side},
+        "rl_rest": {"algorithm": study.rl.algorithm, "engines": engines, **side_by_side},
         "probe": {"evaluation": plain["evaluation"], "engines": engines},
         "spectra": {"spectra": plain["spectra"]},
         "hidden": {"hidden": plain["hidden"]},
@@ -136,16 +138,20 @@ def measured(study: Study, root: Path) -> dict[str, float]:
     trained = max((row["step"] for row in sft), default=0) * each.trunks
     if trained and study.sft.checkpoints is None:
         out["sft"] = sum(row["seconds"] or 0.0 for row in sft) / trained
-    _of_rl(out, root, each)
+    _of_rl(out, root, each, needed.groups)
     probes = _probe_seconds(root)
     if probes:
         out["probe"] = statistics.median(probes)
     if took.get("sft") and "sft" in out and "probe" in out:
         out["sft_rest"] = max(0.0, took["sft"] - sft_wall(study, out, rest=0.0))
     if took.get("rl") and "rl" in out and "probe" in out and each.branches:
-        beyond = took["rl"] - rl_wall(study, {**out, "branch_rest": 0.0})
-        lanes = min(needed.groups, each.branches)
-        out["branch_rest"] = max(0.0, beyond) * lanes / (each.branches + each.controls)
+        if "branch_rest" in out:
+            out["rl_rest"] = max(0.0, took["rl"] - rl_wall(study, {**out, "rl_rest": 0.0}))
+        else:
+            beyond = took["rl"] - rl_wall(study, {**out, "branch_rest": 0.0, "rl_rest": 0.0})
+            lanes = min(needed.groups, each.branches)
+            out["branch_rest"] = max(0.0, beyond) * lanes / (each.branches + each.controls)
+            out["rl_rest"] = 0.0
     for stage, count in (("spectra", each.compared), ("hidden", each.hidden)):
         if took.get(stage, 0.0) > 0.5 and count:
             out[stage] = took[stage] / count
@@ -157,16 +163,39 @@ def measured(study: Study, root: Path) -> dict[str, float]:
     return out
 
 
-def _of_rl(out: dict[str, float], root: Path, each: Counts) -> None:
-    rows = _columns(root, "rl", ("seconds_generate", "seconds_learn", "seconds_sync"))
+def _of_rl(out: dict[str, float], root: Path, each: Counts, lanes: int) -> None:
+    """What an update takes, a branch beyond its updates, and an update of a control.
+
+    Means: updates differ (answers grow shorter), so that their sum is what counts. Of branches the first of every
+    lane is left out where there are others: it pays for imports and first passes, which the sweep pays once.
+    """
+    parts = ("seconds_generate", "seconds_learn", "seconds_sync")
+    rows = _columns(root, "rl", ("rl_step", *parts))
     learnt = [row for row in rows if row["seconds_generate"] is not None]
-    if learnt:
-        spent = sum(v or 0.0 for row in learnt for v in row.values())
-        out["rl"] = spent / len(learnt)
+    warm = [row for row in learnt if row["rl_step"] > 1] or learnt
+    if warm:
+        out["rl"] = sum(row[part] or 0.0 for row in warm for part in parts) / len(warm)
+        beyond = [seconds - updates * out["rl"] for updates, seconds in _branches(root)]
+        if len(beyond) == each.branches:  # a branch that was resumed does not tell
+            settled = beyond[lanes:] or beyond
+            out["branch_rest"] = max(0.0, statistics.fmean(settled))
     if each.control_updates:
         # A control that had nothing to learn from leaves no rows: its time is then the branches' rest.
         beside = [row["seconds_learn"] or 0.0 for row in rows if row["seconds_generate"] is None]
         out["control"] = sum(beside) / each.control_updates
+
+
+def _branches(root: Path) -> list[tuple[int, float]]:
+    """(updates, seconds) of every branch that one process did from start to end, in the order in which they ended."""
+    found = []
+    for path in (root / "markers" / "rl").rglob("*.json"):
+        try:
+            details, ended = json.loads(path.read_text()), path.stat().st_mtime
+        except (OSError, ValueError):
+            continue
+        if isinstance(details.get("seconds"), int | float):
+            found.append((ended, int(details["updates"]), float(details["seconds"])))
+    return [(updates, seconds) for _, updates, seconds in sorted(found)]
 
 
 def _columns(root: Path, name: str, columns: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
 
-from rlheals_ray.config import InputError, Study
+from rlheals_ray.config import InputError, ProcessSettings, ResourceSettings, Study
 from rlheals_ray.connection import SLOTS_PER_CORE, local_slots
 from rlheals_ray.grid.plan_memory import GIB, engine_bytes, held_back_bytes, worker_bytes
 from rlheals_ray.lineage import branches
+from rlheals_ray.need import Need, Offer
+
+_WAIT = ", or set resources.nodes_seconds=1800 where an autoscaler brings nodes"
+
+RAY_SHARE = 0.6
+"""Of a machine's memory, about what Ray lets processes reserve: what is free at its start, without its object store."""
 
 FIXED_GIB = 2.0
 """Resident memory of all the rest: driver, Ray, tasks."""
@@ -36,13 +42,41 @@ class Resources:
     worker_gib: float = 1.2
     shared_gib: float = 0.0
     """What a group holds once for all its workers: weights on their way to the engines, a state that is gathered."""
+    each: ResourceSettings = field(default_factory=ResourceSettings)
+    """What one worker, one generator and one task ask for."""
     remedies: tuple[tuple[str, float, float], ...] = ()
     """Settings that ask for less memory; how much in all, and how much in the largest process."""
 
     @property
-    def cpus(self) -> int:
-        """One CPU for each generator, each training worker, and one for tasks (spectra, losses, edits)."""
-        return self.generators + self.groups * self.workers + 1
+    def cpus(self) -> float:
+        """Of all generators, all training workers, and one task at a time (spectra, losses, edits)."""
+        learners = self.groups * self.workers * self.each.learner.cpus
+        return self.generators * self.each.generator.cpus + learners + self.each.tasks.cpus
+
+    @property
+    def named_gpus(self) -> float:
+        """Of those processes for which the study names a number."""
+        learners = self.groups * self.workers * (self.each.learner.gpus or 0.0)
+        return self.generators * (self.each.generator.gpus or 0.0) + learners + self.each.tasks.gpus
+
+    @property
+    def named_memory_gib(self) -> float:
+        """What all processes together reserve."""
+        learners = self.groups * self.workers * (self.each.learner.memory_gib or 0.0)
+        generators = self.generators * (self.each.generator.memory_gib or 0.0)
+        return learners + generators + (self.each.tasks.memory_gib or 0.0)
+
+    @property
+    def wants_gpus(self) -> int:
+        """Processes that take a GPU each if there is one for all of them."""
+        learners = self.groups * self.workers if self.each.learner.gpus is None else 0
+        return learners + (self.generators if self.each.generator.gpus is None else 0)
+
+    def needs(self, gpus: float) -> dict[str, Need]:
+        """What a learner, a generator and a task reserve, on a cluster with this many GPUs."""
+        automatic = float(gpus - self.named_gpus >= self.wants_gpus > 0)
+        settings = {"learner": self.each.learner, "generator": self.each.generator, "tasks": self.each.tasks}
+        return {kind: _need(each, automatic) for kind, each in settings.items()}
 
     @property
     def memory_gib(self) -> float:
@@ -56,9 +90,15 @@ class Resources:
 
     def explain(self) -> str:
         """The sum, spelled out."""
+        named = (
+            (f"{self.generators} generators", self.each.generator.cpus),
+            (f"{self.groups} worker groups x {self.workers} workers", self.each.learner.cpus),
+        )
+        parts = [what if cpus == 1 else f"{what} x {cpus:g} CPUs" for what, cpus in named]
+        gpus = f", {self.named_gpus:g} GPUs" if self.named_gpus else ""
         return (
-            f"{self.generators} generators + {self.groups} worker groups x {self.workers} workers + 1 for tasks "
-            f"= {self.cpus} CPUs and about {self.memory_gib:.1f} GiB"
+            f"{' + '.join(parts)} + {self.each.tasks.cpus:g} for tasks = {self.cpus:g} CPUs{gpus} and about "
+            f"{self.memory_gib:.1f} GiB"
         )
 
     def memory(self) -> str:
@@ -67,6 +107,12 @@ class Resources:
             f"{self.generator_gib:.1f} GiB a generator, {self.worker_gib:.1f} GiB a worker, {self.shared_gib:.1f} GiB "
             f"more a worker group and {FIXED_GIB:.1f} GiB for the rest"
         )
+
+
+def _need(asked: ProcessSettings, automatic_gpus: float) -> Need:
+    gpus = automatic_gpus if asked.gpus is None else asked.gpus
+    memory = 0 if asked.memory_gib is None else round(asked.memory_gib * GIB)
+    return Need(asked.cpus, gpus, memory, asked.labels)
 
 
 def resources_of(study: Study) -> Resources:
@@ -94,6 +140,7 @@ def _asked(study: Study) -> Resources:
         generator_gib=engine_bytes(study) / GIB,
         worker_gib=worker_bytes(study) / GIB,
         shared_gib=held_back_bytes(study, learns=any(branches(study))) / GIB,
+        each=study.resources,
     )
 
 
@@ -133,6 +180,12 @@ def local_gpus() -> int:
 
 def check_local(needed: Resources) -> None:
     """Raises InputError when this machine cannot hold the study."""
+    for kind, need in needed.needs(0).items():
+        if need.labels:
+            raise InputError(
+                f"resources.{kind}.labels (got {dict(need.labels)}) are those of a cluster's nodes, but the study runs "
+                "on this machine alone; leave them out or name a cluster with --address."
+            )
     _check_gpus(needed, local_gpus(), "this machine")
     memory = psutil.virtual_memory().total / 2**30
     if needed.cpus > local_slots():
@@ -141,21 +194,38 @@ def check_local(needed: Resources) -> None:
             f"{os.cpu_count()} cores offers {local_slots()} slots ({SLOTS_PER_CORE} per core); lower them or run on "
             "a cluster with --address."
         )
+    named = needed.named_memory_gib
+    if named > RAY_SHARE * memory:
+        raise InputError(
+            f"resources ask for {named:g} GiB by memory_gib, and Ray reserves at most {RAY_SHARE * memory:.0f} of the "
+            f"{memory:.1f} GiB of this machine; lower them, leave them out, or run on a cluster with --address."
+        )
     _check_memory(needed, memory, [memory], "this machine", local_gpus())
 
 
 def check_cluster(
-    needed: Resources, cpus: float, memory_bytes: float, gpus: float = 0, nodes: Sequence[float] = ()
+    needed: Resources,
+    cpus: float,
+    memory_bytes: float,
+    gpus: float = 0,
+    nodes: Sequence[float] = (),
+    offers: Sequence[Offer] = (),
 ) -> None:
     """Raises InputError when the connected cluster cannot hold the study.
 
-    nodes: bytes of memory of each node, where they are known.
+    nodes: bytes of memory of each node, where they are known. offers: the nodes themselves, where they are known.
     """
     _check_gpus(needed, gpus, "the cluster")
+    for kind, need in needed.needs(gpus).items():
+        if offers and not any(need.fits(offer) for offer in offers):
+            raise InputError(
+                f"resources.{kind} (asks for {need}): no node of the cluster has that; ask for less, give a node the "
+                f"labels (`ray start --labels`){_WAIT}."
+            )
     if needed.cpus > cpus:
         raise InputError(
             f"rollout.generators, sft.workers and rl.workers ask for {needed.explain()}, but the cluster has "
-            f"{cpus:g} CPUs; lower them or add nodes."
+            f"{cpus:g} CPUs; lower them or add nodes{_WAIT}."
         )
     if memory_bytes:
         sizes = [size / GIB for size in nodes] or [memory_bytes / GIB]
@@ -195,4 +265,10 @@ def _check_gpus(needed: Resources, gpus: float, where: str) -> None:
         raise InputError(
             f"rollout.weight_sync (got 'nccl') sends weights from GPU to GPU, but {where} has none; use auto or "
             "object_store."
+        )
+    if needed.named_gpus > gpus:
+        raise InputError(
+            f"resources asks for {needed.named_gpus:g} GPUs (learner {needed.each.learner.gpus or 0:g} each, generator "
+            f"{needed.each.generator.gpus or 0:g} each, tasks {needed.each.tasks.gpus:g}), but {where} has {gpus:g}; "
+            f"lower them, share GPUs by fractions{_WAIT if where == 'the cluster' else ''}."
         )

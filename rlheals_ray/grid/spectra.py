@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -44,6 +44,8 @@ def spectra_stage(session: Session) -> None:
 def _compare(session: Session, pending: Mapping[Trunk, Unit], recipe: str) -> None:
     """The comparisons of one recipe's trunks; the base's matrices are decomposed once for all recipes."""
     study, files = session.study, session.files
+    for unit in pending.values():
+        session.started(unit)
     from rlheals_ray.spectra.compare import compare
     from rlheals_ray.spectra.stock import Workers, matrix_shapes, stocked
     from rlheals_ray.spectra.updates import compare_updates
@@ -60,13 +62,21 @@ def _compare(session: Session, pending: Mapping[Trunk, Unit], recipe: str) -> No
     shapes = matrix_shapes(directories[0], roles)
     sizes = {tuple(sorted(shape)) for shape in shapes.values()}  # each has a null spectrum to simulate
 
+    need = session.needs["tasks"]
+    spread: dict[str, Any] = {
+        "num_cpus": need.cpus,
+        "num_gpus": need.gpus,
+        "memory": need.memory,
+        "labels": need.labels,
+    }
     with _shown("decompose", len(directories) * len(shapes) + len(sizes)) as progress:
-        stock = stocked(directories, roles, factors, Workers(slots, progress=progress))
+        stock = stocked(directories, roles, factors, Workers(slots, progress=progress, **spread))
+    spread["results"] = results
     with _shown("spectra", len(pairs) * len(shapes)) as progress:
-        rows = compare(pairs, roles, ks, factors, slots, results=results, stock=stock, progress=progress)
+        rows = compare(pairs, roles, ks, factors, slots, stock=stock, progress=progress, **spread)
     updates_made = {step for c in chains for step in ((c.a, c.b), (c.b, c.c))}
     with _shown("updates", (len(updates_made) + len(chains)) * len(shapes)) as progress:
-        updates = compare_updates(chains, roles, ks, factors, slots, results=results, progress=progress)
+        updates = compare_updates(chains, roles, ks, factors, slots, progress=progress, **spread)
     sigma = stock.singular_values([(seed, name, where) for (seed, name), where in named.items()])
     for trunk, unit in pending.items():
         for name, table in (("spectra", rows), ("updates", updates), ("singular_values", sigma)):
@@ -75,7 +85,7 @@ def _compare(session: Session, pending: Mapping[Trunk, Unit], recipe: str) -> No
             files.write_part(
                 name, unit, mine.set_column(mine.schema.get_field_index("recipe"), "recipe", column)
             )
-        files.mark_done(unit)
+        session.done(unit)
 
 
 def compared_checkpoints(session: Session, trunk: Trunk) -> list[str]:

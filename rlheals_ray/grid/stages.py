@@ -38,14 +38,15 @@ def base_stage(session: Session) -> None:
     session.connect()
     total = session.study.base.steps if session.study.base.model == "nano" else 1
     progress = StageProgress("base", total, "updates")
-    for reference in _make_base.remote(session.study, session.files, unit):
+    make = _make_base.options(name=f"base {session.study.name}", **session.needs["tasks"].options())
+    for reference in make.remote(session.study, session.files, unit):
         _, loss = ray.get(reference)
         progress.advance(note=f"loss {loss:.3f}")
     session.files.mark_done(unit)
     progress.end()
 
 
-@ray.remote(num_cpus=1, num_returns="streaming")
+@ray.remote(num_returns="streaming")
 def _make_base(study: Study, files: StudyFiles, unit: Unit) -> Iterator[tuple[int, float]]:
     from rlheals_ray.models.base import make_base
 
@@ -93,12 +94,16 @@ def _prepare(session: Session, pending: Sequence[Trunk]) -> None:
 def _trunk(session: Session, trunk: Trunk, progress: StageProgress, curves: TrunkCurves) -> None:
     unit = session.units.trunk(trunk)
     _begin(session, unit, trunk.name)
+    session.started(unit)
     curves.begin(trunk)
     arguments = {"study": session.study, "files": session.files, "trunk": trunk, "unit": unit, "base": BASE}
     try:
         if session.study.sft.checkpoints is not None:
-            ray.get(_take_over.remote(session.study, session.files, trunk, unit))
+            place = session.needs["tasks"].options()
+            take = _take_over.options(name=f"take over {trunk.path}", **place)
+            ray.get(take.remote(session.study, session.files, trunk, unit))
             progress.advance(session.study.sft.steps[-1])
+            session.events.unit(unit.name, "done")
             return
         for row in session.training.run(Work(unit.name, TRAIN_TRUNK, arguments)):
             if "note" in row:
@@ -106,10 +111,11 @@ def _trunk(session: Session, trunk: Trunk, progress: StageProgress, curves: Trun
                 continue
             progress.advance(note=f"{trunk.label}: loss {row['loss']:.3f}")
             curves.update(trunk, row)
+        session.events.unit(unit.name, "done")
     except WorkFailed as error:
-        session.failures[unit.name] = str(error)
+        session.fail(unit.name, str(error))
     except Exception:
-        session.failures[unit.name] = traceback.format_exc()
+        session.fail(unit.name, traceback.format_exc())
     finally:
         curves.end(trunk, failed=unit.name in session.failures)
 
@@ -131,12 +137,16 @@ def _start_losses(session: Session, done: Sequence[Trunk]) -> Losses:
     if not pending:
         return {}
     session.connect()
+    for trunk in pending:
+        session.started(session.units.losses(trunk))
     references: Losses = {}
+    place = session.needs["tasks"].options()
     for name, rule in (("id", "id"), ("ood", ood_rules(session.task)[0])):
         problems = probe_problems(session.task, study.evaluation, rule)
         for trunk in pending:
             directories = [files.checkpoint(trunk.checkpoint(step)) for step in study.sft.steps]
-            references[trunk, name] = _score_losses.remote(directories, study.task, problems)
+            score = _score_losses.options(name=f"losses {trunk.path} {name}", **place)
+            references[trunk, name] = score.remote(directories, study.task, problems)
     return references
 
 
@@ -150,10 +160,10 @@ def _finish_losses(session: Session, losses: Losses) -> None:
                 values = pa.array(ray.get(losses[trunk, name]), pa.float64())
                 part = part.set_column(part.schema.get_field_index(f"{name}_loss"), f"{name}_loss", values)
         except Exception:
-            session.failures[unit.name] = traceback.format_exc()
+            session.fail(unit.name, traceback.format_exc())
             continue
         session.files.write_part("sft", unit, part.cast(tables.SFT))
-        session.files.mark_done(unit)
+        session.done(unit)
 
 
 @ray.remote(num_cpus=1)
@@ -186,7 +196,9 @@ def rl_stage(session: Session) -> None:
     if pending:
         from rlheals_ray.grid.sweep import sweep  # loads ray.tune: only where there is something to sweep
 
-        session.failures.update(sweep(study, files, session.pool, session.training, pending, progress))
+        session.failures.update(
+            sweep(study, files, session.pool, session.training, pending, progress, session.events)
+        )
         progress.end()
 
 

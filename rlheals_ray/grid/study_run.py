@@ -47,8 +47,10 @@ def run_study(study: Study, job: str = "grid", address: str | None = None) -> in
     check_removed(session)
     session.check_resources()
     with files.lock():
-        if STAGES[job] or not (files.root / "study.yaml").exists():
+        is_known = (files.root / "study.yaml").exists()
+        if STAGES[job] or not is_known:
             _record_study(study, files)
+        session.events.add("study", "resumed" if is_known else "started")
         try:
             with session.timings.stage("total"):
                 # A stage that broke off ends the run: later ones build on it.
@@ -62,18 +64,25 @@ def run_study(study: Study, job: str = "grid", address: str | None = None) -> in
         if job == "grid":
             _run(session, retention_stage)
         _summary(session, _log_failures(session))
+        failed = ", ".join(session.failures) or None
+        session.events.add("study", "failed" if failed else "done", cause=failed)
+        session.events.close()
     return 1 if session.failures else 0
 
 
 def _run(session: Session, stage: Callable[[Session], None]) -> bool:
     """Run one stage; its unforeseen error is a failure with a log, not a traceback over the user's terminal."""
     name = stage.__name__.removesuffix("_stage")
+    session.events.add(name, "started")
     with session.timings.stage(name):
         try:
             stage(session)
         except Exception:
-            session.failures[name] = traceback.format_exc()
+            session.tell_restarts()
+            session.fail(name, traceback.format_exc())
             return False
+    session.tell_restarts()
+    session.events.add(name, "done")
     return True
 
 

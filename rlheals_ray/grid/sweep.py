@@ -15,13 +15,16 @@ from ray import tune
 from ray.tune.logger import JsonLoggerCallback
 
 from rlheals_ray.config import Study
+from rlheals_ray.event_log import EventLog
+from rlheals_ray.grid.branch_states import failure
 from rlheals_ray.grid.progress import StageProgress
 from rlheals_ray.grid.tracking import trackers
 from rlheals_ray.grid.trial import branch_trial, failed_elsewhere
 from rlheals_ray.grid.units import StudyUnits
-from rlheals_ray.lineage import Branch
+from rlheals_ray.lineage import Branch, branches, controls
+from rlheals_ray.monitoring import CELLS_DONE, CELLS_FAILED, place_of, record_update
 from rlheals_ray.rollout.pool import Pool
-from rlheals_ray.storage import StudyFiles
+from rlheals_ray.storage import StudyFiles, Unit
 from rlheals_ray.training import Training
 
 MAX_TRIAL_LOSSES = 5
@@ -33,10 +36,11 @@ def sweep(
     files: StudyFiles,
     pool: Pool,
     training: Training,
-    branches: Sequence[Branch],
+    pending: Sequence[Branch],
     progress: StageProgress,
+    events: EventLog,
 ) -> dict[str, str]:
-    """Train and probe `branches`, RL before controls; returns the causes of those that failed, by unit name."""
+    """Train and probe `pending`, RL before controls; returns the causes of those that failed, by unit name."""
     # Tune writes a warning per trial about metrics that we do not use for scheduling.
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -45,7 +49,7 @@ def sweep(
     # Its own loggers would write a second TensorBoard run per branch, and tables/rl.parquet once more as CSV.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     # Trials start in this order, and a control waits for its RL branch: that one must have a place already.
-    ordered = sorted(branches, key=lambda branch: branch.is_control)
+    ordered = sorted(pending, key=lambda branch: branch.is_control)
     trial = tune.with_parameters(branch_trial, study=study, files=files, pool=pool, training=training)
     tuner = tune.Tuner(
         # Trials only wait for others: they must not compete with the workers and engines for CPUs.
@@ -58,12 +62,16 @@ def sweep(
             trial_name_creator=_trial_name,
         ),
         run_config=tune.RunConfig(
-            name="branches",
+            name=f"{study.name}-branches",
             storage_path=str(files.root / "tune"),
             verbose=0,
             # A trial's process or node that is lost is no failure of its branch: another trial joins what is under way.
             failure_config=tune.FailureConfig(max_failures=MAX_TRIAL_LOSSES),
-            callbacks=[_Watch(progress, study, files), JsonLoggerCallback(), *trackers(study, files)],
+            callbacks=[
+                SweepWatch(progress, study, files, events),
+                JsonLoggerCallback(),
+                *trackers(study, files),
+            ],
         ),
     )
     failures = {}
@@ -77,15 +85,32 @@ def _trial_name(trial: Any) -> str:
     return Branch.of(trial.config["branch"]).run
 
 
-class _Watch(tune.Callback):
-    """Shows the sweep's progress as trials report."""
+def _error(trial: Any) -> str:
+    """What ended the trial's process, as far as Tune can still tell."""
+    try:
+        return str(trial.get_error() or "")
+    except Exception:  # it is unpickled, and may be of a class that is not known here
+        return "its cause cannot be read"
 
-    def __init__(self, progress: StageProgress, study: Study, files: StudyFiles) -> None:
-        self._progress, self._units, self._files = progress, StudyUnits(study), files
+
+class SweepWatch(tune.Callback):
+    """Shows the sweep's progress as trials report; tells the log and the metrics."""
+
+    def __init__(self, progress: StageProgress, study: Study, files: StudyFiles, events: EventLog) -> None:
+        self._progress, self._units, self._files, self._events = progress, StudyUnits(study), files, events
+        self._every = [self._units.branch(branch) for branch in (*branches(study), *controls(study))]
+        self._begun: set[Unit] = set()
+        self._count()
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks to restore them later; this one belongs to the running process.
         return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        unit = self._unit(trial)
+        if not self._files.is_done(unit):  # else only its probes are due
+            self._begun.add(unit)
+            self._events.unit(unit.name, "resumed" if self._files.state(unit).exists() else "started")
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -96,7 +121,37 @@ class _Watch(tune.Callback):
         else:
             note = f"{branch.label}: solved@1 {result.get('solved_at_1', 0):.2f}"
         self._progress.advance(result.get("updates", 0), note if result.get("updates") else "")
+        record_update(branch.name, result)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         # A control may be waiting for this branch.
-        failed_elsewhere(self._files, self._units.branch(Branch.of(trial.config["branch"])))
+        unit = self._unit(trial)
+        failed_elsewhere(self._files, unit)
+        self._events.unit(unit.name, "failed", cause=self._cause(unit) or _error(trial))
+        self._count()
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        unit = self._unit(trial)
+        if failure(self._files, unit) is None:  # else the branch itself failed, and this changes nothing
+            self._events.unit(unit.name, "restarted", cause=_error(trial))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        unit = self._unit(trial)
+        if not self._files.is_done(unit):
+            self._events.unit(unit.name, "failed", cause=self._cause(unit) or "its RL branch failed")
+        elif unit in self._begun:
+            self._events.unit(unit.name, "done")
+        self._count()
+
+    def _unit(self, trial: Any) -> Unit:
+        return self._units.branch(Branch.of(trial.config["branch"]))
+
+    def _cause(self, unit: Unit) -> str | None:
+        failed = failure(self._files, unit)
+        return failed["cause"] if failed else None
+
+    def _count(self) -> None:
+        for stage in ("rl", "control"):
+            units = [unit for unit in self._every if place_of(unit.name)[0] == stage]
+            CELLS_DONE.record(sum(self._files.is_done(unit) for unit in units), stage=stage)
+            CELLS_FAILED.record(sum(failure(self._files, unit) is not None for unit in units), stage=stage)

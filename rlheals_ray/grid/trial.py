@@ -12,10 +12,12 @@ from typing import Any
 from ray import tune
 
 from rlheals_ray.config import Study
+from rlheals_ray.event_log import tell
 from rlheals_ray.grid.branch_states import beside, due_probes, failure, note_failure, spent_by_budget
 from rlheals_ray.grid.probes import run_probe
 from rlheals_ray.grid.units import StudyUnits
 from rlheals_ray.lineage import Branch
+from rlheals_ray.monitoring import place_of
 from rlheals_ray.rl.compute import flops_per_token
 from rlheals_ray.rl.spec import BranchSpec
 from rlheals_ray.rollout.pool import Pool
@@ -51,6 +53,7 @@ def branch_trial(
                 tune.report(row)
         except Exception:
             note_failure(files, unit, traceback.format_exc(), *_how_far(study, told))
+            tell(study.name, *place_of(unit.name), "failed", traceback.format_exc())
             raise
     for wanted in due_probes(files, units, branch):
         run_probe(study, files, pool, wanted)
@@ -120,4 +123,4 @@ def _work(spec: BranchSpec, targets: Mapping[int, int]) -> Work:
 def failed_elsewhere(files: StudyFiles, unit: Unit) -> None:
     """Note the failure of a trial that could not note it itself: its process is gone."""
     if not files.is_done(unit) and failure(files, unit) is None:
-        note_failure(files, unit, "the trial's process ended; see tune/branches/")
+        note_failure(files, unit, "the trial's process ended; see tune/")
