@@ -101,6 +101,10 @@ def healing_by_start(strands: Sequence[Strand], what: str) -> Figure | None:
     return Figure("healing-by-start", title, figure, caption, keys_of(strands, line=False))
 
 
+NO_EDGE = "an edge of the boundary: RL heals from no SFT step tried, or edges.parquet has no rows."
+"""What stands in the place of `edge_ranges` where there is none."""
+
+
 def edge_ranges(strands: Sequence[Strand], what: str) -> Figure | None:
     """Each strand's window of healing SFT steps, and the intervals of its two edges; None without any edge."""
     drawn = [(one, {row["edge"]: row for row in largest(one.edges)}) for one in strands]

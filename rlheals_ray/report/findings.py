@@ -5,7 +5,8 @@ Pure: tables in, findings out. The thresholds behind each sentence stand in its 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from rlheals_ray.report.findings_controls import control_findings
 from rlheals_ray.report.findings_edits import edit_findings
@@ -16,7 +17,7 @@ from rlheals_ray.report.findings_strands import strand_findings
 from rlheals_ray.report.findings_weights import weight_findings
 from rlheals_ray.report.loss_stops import loss_stops
 from rlheals_ray.report.recommendation import recommendation_findings
-from rlheals_ray.report.results import Accuracies, Peak, Tables, conform, ood_peak
+from rlheals_ray.report.results import Accuracies, Peak, Row, Tables, conform, ood_peak
 from rlheals_ray.report.strands import of_edges, strands
 from rlheals_ray.report.unfinished import unfinished_findings
 from rlheals_ray.report.variants import of_variant, variants
@@ -36,7 +37,7 @@ def findings_of(tables: Tables, clusters: Mapping[str, str] | None = None) -> li
     accuracies = Accuracies(main["scores"])
     cells = healing_cells(main["boundary"])
     peak = ood_peak(accuracies, main["episodes"], clusters)
-    return [
+    found = [
         *_forgetting(accuracies, peak),
         *recovery_findings(cells, accuracies, of_edges(every["edges"], variant)),
         *control_findings(
@@ -51,6 +52,19 @@ def findings_of(tables: Tables, clusters: Mapping[str, str] | None = None) -> li
         *unfinished_findings(every["branches"].to_pylist()),
         *_seeds(accuracies),
     ]
+    return _open_where_nothing_was_learnt(found, main["scores"].to_pylist())
+
+
+def _open_where_nothing_was_learnt(found: list[Finding], scores: Sequence[Row]) -> list[Finding]:
+    """Where no checkpoint solves anything, nothing speaks for or against any claim."""
+    if not scores or any(row["acc_1"] for row in scores):
+        return found
+    text = (
+        "Nothing was learnt: no checkpoint solves a single probe problem at the first attempt, under the trained rule "
+        "or another. What follows speaks for nothing and against nothing; train longer, or begin with a base that "
+        "solves some."
+    )
+    return [Finding("nothing_learnt", text, None), *(replace(each, supported=None) for each in found)]
 
 
 def _forgetting(accuracies: Accuracies, peak: Peak | None) -> list[Finding]:

@@ -51,12 +51,12 @@ def several_kinds(rows: Sequence[Row]) -> bool:
 def recommendation_words(rows: Sequence[Row]) -> str:
     """The recommendation in one or two sentences, with its numbers and what it is worth."""
     row = chosen_row(rows)
-    if row is None:
-        return _none_chosen(rows)
-    if not any(one["ood"] for one in rows):
+    if any(one["ood"] is not None for one in rows) and not any(one["ood"] for one in rows):
         return (
             "There is nothing to recommend: OOD accuracy is 0 in every cell, so no place to stop is better."
         )
+    if row is None:
+        return _none_chosen(rows)
     words = stop_words(row, several_kinds(rows))
     over = _seeds(row["ood_seed_low"], row["ood_seed_high"])
     text = (

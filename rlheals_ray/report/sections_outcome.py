@@ -6,7 +6,7 @@ from rlheals_ray.lineage import CONTROLS
 from rlheals_ray.report.edges import edge_table
 from rlheals_ray.report.figures_controls import controls_figure
 from rlheals_ray.report.figures_recommendation import trade_off
-from rlheals_ray.report.figures_strands import along_sft, edge_ranges, healing_by_start
+from rlheals_ray.report.figures_strands import NO_EDGE, along_sft, edge_ranges, healing_by_start
 from rlheals_ray.report.findings_controls import NOT_RUN, control_cells, control_table
 from rlheals_ray.report.layout import Section
 from rlheals_ray.report.recommendation import chosen_row, recommendation_words, runners_up, serving
@@ -75,7 +75,7 @@ def recipes_sections(tables: Tables) -> list[Section]:
     )
     section.add(along_sft(every, what), "no SFT checkpoint has been probed.")
     section.add(healing_by_start(every, what), "the boundary table (boundary.parquet) holds no cells.")
-    section.add(edge_ranges(every, what), "an edge of the boundary (edges.parquet).")
+    section.add(edge_ranges(every, what), NO_EDGE)
     named = [{**row, "name": one.name} for one in every for row in one.edges]
     if table := edge_table(named, folded=True):
         section.tables.append(table)

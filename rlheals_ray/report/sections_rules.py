@@ -11,7 +11,7 @@ from dataclasses import replace
 from rlheals_ray.evaluation.rules import ood_rules_of, under
 from rlheals_ray.report.edges import edge_table
 from rlheals_ray.report.figures_healing import Panel, maps_beside
-from rlheals_ray.report.figures_strands import along_sft, edge_ranges, healing_by_start
+from rlheals_ray.report.figures_strands import NO_EDGE, along_sft, edge_ranges, healing_by_start
 from rlheals_ray.report.layout import Section
 from rlheals_ray.report.recommendation import recommendation_words
 from rlheals_ray.report.source import Source
@@ -57,7 +57,7 @@ def rules_section(source: Source, rules: Sequence[str]) -> Section:
         "the boundary table (boundary.parquet) holds no cells.",
     )
     section.add(healing_by_start(every, "OOD rule"), "the boundary table (boundary.parquet) holds no cells.")
-    section.add(edge_ranges(every, "OOD rule"), "an edge of the boundary (edges.parquet).")
+    section.add(edge_ranges(every, "OOD rule"), NO_EDGE)
     if table := edge_table([{**row, "name": one.name} for one in every for row in one.edges]):
         section.tables.append(table)
     return section

@@ -10,7 +10,7 @@ from rlheals_ray.config import InputError
 from rlheals_ray.lineage import CONTROLS
 from rlheals_ray.report.edges import edge_table
 from rlheals_ray.report.figures_healing import Panel, maps_beside
-from rlheals_ray.report.figures_strands import along_sft, edge_ranges, healing_by_start
+from rlheals_ray.report.figures_strands import NO_EDGE, along_sft, edge_ranges, healing_by_start
 from rlheals_ray.report.findings_controls import control_cells, control_findings, control_table
 from rlheals_ray.report.findings_strands import strand_findings
 from rlheals_ray.report.layout import Section, Table
@@ -204,7 +204,7 @@ def _map(both: Sequence[Strand], sources: Sequence[Source]) -> Section:
         "neither boundary table (boundary.parquet) holds cells.",
     )
     section.add(healing_by_start(both, "study"), "neither study has healing to compare.")
-    section.add(edge_ranges(both, "study"), "an edge of the boundary in either study (edges.parquet).")
+    section.add(edge_ranges(both, "study"), NO_EDGE)
     if table := edge_table([{**row, "name": one.name} for one in both for row in one.edges]):
         section.tables.append(table)
     for source, side in zip(sources, "AB", strict=True):
