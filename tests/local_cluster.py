@@ -6,6 +6,7 @@ Only processes that descend from these are ever looked at or killed. Its address
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -14,8 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -27,6 +30,9 @@ ENVIRONMENT = {
     # As connection.prepare does for a private cluster.
     "RAY_worker_maximum_startup_concurrency": "8",
     "RAY_prestart_worker_first_driver": "0",
+    # Where an autoscaler is asked for: it starts processes, and looks every second.
+    "RAY_FAKE_CLUSTER": "1",
+    "AUTOSCALER_UPDATE_INTERVAL_S": "1",
 }
 
 
@@ -38,9 +44,13 @@ def free_port() -> int:
 
 
 class LocalCluster:
-    """A head without CPUs, on which drivers run, and `nodes` nodes of `cpus` CPUs each."""
+    """A head without CPUs, on which drivers run, and `nodes` nodes of `cpus` CPUs each.
 
-    def __init__(self, nodes: int, cpus: int) -> None:
+    With `node_types` (their names -> resources, labels, max_workers) Ray's own autoscaler starts and ends nodes of
+    these types, by its fake provider: as processes of this machine, all of them children of the head.
+    """
+
+    def __init__(self, nodes: int = 0, cpus: int = 1, node_types: Mapping[str, Any] | None = None) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="rc", dir="/tmp"))  # short: sockets lie in it
         self._started = 0
         self.address = f"127.0.0.1:{free_port()}"
@@ -48,6 +58,7 @@ class LocalCluster:
             "--head", f"--port={self.address.rpartition(':')[2]}", "--num-cpus=0",
             f"--temp-dir={self._directory}", "--include-dashboard=false",
             f"--ray-client-server-port={free_port()}",
+            *(self._autoscaling(node_types) if node_types else ()),
         )  # fmt: skip
         self.nodes = [self._start(f"--address={self.address}", f"--num-cpus={cpus}") for _ in range(nodes)]
 
@@ -55,6 +66,57 @@ class LocalCluster:
     def environment(self) -> dict[str, str]:
         """What a driver needs to join."""
         return {**os.environ, **ENVIRONMENT, "RAY_ADDRESS": self.address}
+
+    def _autoscaling(self, node_types: Mapping[str, Any]) -> list[str]:
+        head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
+        config = {
+            "cluster_name": "fake",
+            "provider": {
+                "type": "fake_multinode",
+                "gcs_address": self.address,
+                # Nodes are ready when they are there: no SSH, and no addresses of their own to listen for.
+                "disable_node_updaters": True,
+                "disable_launch_config_check": True,
+                "worker_liveness_check": False,
+                # All nodes have this machine's address; only their ids tell them apart.
+                "use_node_id_as_ip": True,
+            },
+            "available_node_types": {"ray.head.default": head}
+            | {name: {"node_config": {}, "min_workers": 0, **each} for name, each in node_types.items()},
+            "head_node_type": "ray.head.default",
+            "max_workers": sum(each["max_workers"] for each in node_types.values()),
+            "idle_timeout_minutes": 0.2,
+            "upscaling_speed": 10,
+            # What Ray fills in where a launcher file passes its command line.
+            "auth": {},
+            "file_mounts": {},
+            "file_mounts_sync_continuously": False,
+            **{
+                f"{of}commands": []
+                for of in (
+                    "initialization_",
+                    "setup_",
+                    "head_setup_",
+                    "worker_setup_",
+                    "head_start_ray_",
+                    "worker_start_ray_",
+                )
+            },
+            "cluster_synced_files": [],
+        }
+        file = self._directory / "autoscaling.json"
+        file.write_text(json.dumps(config))
+        return [f"--autoscaling-config={file}"]
+
+    def raylets(self) -> list[psutil.Process]:
+        """One of each node, the head's included."""
+        found = []
+        for node in (self.head, *self.nodes):
+            for process in self.processes(node):
+                with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                    if Path(process.exe()).name == "raylet":
+                        found.append(process)
+        return found
 
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
         self._started += 1

@@ -12,6 +12,7 @@ from typing import Any
 from rlheals_ray.config import Study
 from rlheals_ray.grid.units import StudyUnits
 from rlheals_ray.lineage import Branch, Trunk
+from rlheals_ray.need import Need
 from rlheals_ray.rl.spec import BranchSpec
 from rlheals_ray.rollout.generator import GeneratorSettings
 from rlheals_ray.rollout.pool import Pool
@@ -59,12 +60,14 @@ def toy_study(
 
 
 def start_pool(study: Study, model: Path) -> Pool:
-    return Pool.start(GeneratorSettings(str(model), study.task, study.rollout), threads=1, num_cpus=0.5)
+    return Pool.start(
+        GeneratorSettings(str(model), study.task, study.rollout), threads=1, need=Need(cpus=0.5)
+    )
 
 
 def start_training(storage: Path, name: str, *, groups: int, workers: int) -> Training:
     return Training.start(
-        groups=groups, workers=workers, cpus_per_worker=0.5, threads=1, storage=str(storage), name=name
+        groups=groups, workers=workers, need=Need(cpus=0.5), threads=1, storage=str(storage), name=name
     )
 
 

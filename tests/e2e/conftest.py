@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -26,6 +29,8 @@ class Run:
     root: Path
     code: int
     output: str
+    listened: frozenset[tuple[str, str]] = frozenset()
+    """(address, process) of what was seen to accept connections."""
 
     def table(self, name: str) -> pa.Table:
         return pq.read_table(self.root / "tables" / f"{name}.parquet")
@@ -36,10 +41,28 @@ def command(storage: Path, *more: str) -> list[str]:
 
 
 def run(storage: Path, *more: str) -> Run:
-    ended = subprocess.run(
-        command(storage, *more), cwd=REPOSITORY, capture_output=True, text=True, timeout=280
-    )
-    return Run(storage / STUDY, ended.returncode, ended.stdout + ended.stderr)
+    with (storage / "output").open("w+") as output:
+        job = psutil.Popen(command(storage, *more), cwd=REPOSITORY, stdout=output, stderr=subprocess.STDOUT)
+        deadline, listened = time.monotonic() + 280, set()
+        while job.poll() is None:
+            if time.monotonic() > deadline:
+                job.kill()
+            listened |= listening(job)
+            time.sleep(2)
+        output.seek(0)
+        return Run(storage / STUDY, job.returncode, output.read(), frozenset(listened))
+
+
+def listening(job: psutil.Process) -> set[tuple[str, str]]:
+    """(address, title) of the process and its descendants that accept connections now."""
+    found = set()
+    with suppress(psutil.NoSuchProcess):
+        for process in (job, *job.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                connections = process.net_connections("inet")
+                open_at = {each.laddr.ip for each in connections if each.status == psutil.CONN_LISTEN}
+                found |= {(address, " ".join(process.cmdline()[:1])) for address in open_at}
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -17,13 +17,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rlheals_ray.tables import SCHEMAS
 from tests.e2e.conftest import REPOSITORY, STUDY, Run, command
 from tests.local_cluster import LocalCluster
+from tests.same_tables import assert_same_study, markers
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -32,9 +31,9 @@ LEARNER, GENERATOR, TRIAL = "ray::RayTrainWorker", "ray::Generator", "ray::Impli
 
 
 @pytest.fixture
-def cluster() -> Iterator[LocalCluster]:
-    """Two nodes, either of which can hold the whole study."""
-    made = LocalCluster(nodes=2, cpus=3)
+def cluster(request: pytest.FixtureRequest) -> Iterator[LocalCluster]:
+    """Two nodes, either of which can hold the whole study: one alone must do when the command is given again."""
+    made = LocalCluster(nodes=2, cpus=getattr(request, "param", 3))
     yield made
     made.close()
 
@@ -130,10 +129,6 @@ class Job:
         return code
 
 
-def markers(root: Path) -> list[Path]:
-    return sorted((root / "markers").rglob("*.json"))
-
-
 def exists(pattern: str) -> Callable[[Path], bool]:
     return lambda root: next(root.glob(pattern), None) is not None
 
@@ -160,6 +155,7 @@ SMALL_NANO = [
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
+@pytest.mark.parametrize("cluster", [5], indirect=True)
 def test_a_nano_study_of_two_seeds_killed_in_five_places(cluster: LocalCluster, tmp_path: Path) -> None:
     def line(storage: Path) -> list[str]:
         return [sys.executable, "jobs/grid.py", "nano", *SMALL_NANO, f"storage={storage}"]
@@ -195,25 +191,4 @@ def finish_and_compare(job: Job, whole: Path) -> None:
     assert job.end() == 0, job.log.read_text()[-6000:]
     print(f"starts of the job: {job.starts}")
     assert {p: p.stat().st_mtime_ns for p in done} == done, "a finished unit was done again"
-    for name in SCHEMAS:
-        got, expected = (pq.read_table(root / "tables" / f"{name}.parquet") for root in (job.root, whole))
-        assert_same_rows(name, comparable(got), comparable(expected))
-    assert not list(job.root.rglob(".*.tmp-*")), "something half-written was left behind"
-
-
-def comparable(table: pa.Table) -> list[dict[str, object]]:
-    """Rows without what no rerun can repeat: seconds, and the name of the run that made them."""
-    dropped = {name for name in table.schema.names if name.startswith("seconds")}
-    dropped |= {"train_run", "tokens_per_second", "idle_share"}
-    rows: list[dict[str, object]] = table.drop_columns(sorted(dropped & set(table.schema.names))).to_pylist()
-    return rows
-
-
-def assert_same_rows(name: str, resumed: list[dict[str, object]], whole: list[dict[str, object]]) -> None:
-    assert len(resumed) == len(whole), f"{name}: rows are missing or double"
-    for got, expected in zip(resumed, whole, strict=True):
-        for column, value in expected.items():
-            if isinstance(value, float):
-                assert got[column] == pytest.approx(value, rel=1e-4, abs=1e-5), (name, column, expected)
-            else:
-                assert got[column] == value, (name, column, expected)
+    assert_same_study(job.root, whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from pathlib import Path
 
@@ -25,6 +26,18 @@ def test_it_ends_well_and_says_where_the_time_went_and_where_the_report_is(whole
     assert "Where the time went" in whole.output
     assert str(whole.root / "report.html") in whole.output.replace("\n", "")
     assert json.loads((whole.root / "failures.json").read_text()) == {}
+
+
+def test_none_of_its_processes_accepts_connections_from_another_machine(whole: Run) -> None:
+    """Ray's ports run code for whoever reaches them, and a private cluster asks for no token."""
+    assert whole.listened, "none was seen, which cannot be: Ray's processes speak over sockets"
+    reachable = {
+        title.partition(".")[0]
+        for address, title in whole.listened
+        if not ipaddress.ip_address(address.removeprefix("::ffff:")).is_loopback
+    }
+    # torch's rendezvous of a worker group binds every interface, without a choice; it holds addresses, no code.
+    assert reachable <= {"ray::RayTrainWorker"}
 
 
 def test_every_table_is_there_with_its_columns_and_rows(whole: Run) -> None:

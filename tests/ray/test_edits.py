@@ -126,6 +126,7 @@ def command(edit: Edit, out: Path, *more: str) -> subprocess.CompletedProcess[st
     )  # fmt: skip
 
 
+@pytest.mark.slow  # whole studies edit in every run
 def test_the_command_writes_edits_with_their_controls_and_a_table(edit: Edit, tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = command(edit, out, "--k", "4,0.25")

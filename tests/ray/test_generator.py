@@ -16,6 +16,7 @@ from transformers import LlamaForCausalLM
 
 from rlheals_ray.config import RolloutSettings, TaskSettings
 from rlheals_ray.models import nano
+from rlheals_ray.need import Need
 from rlheals_ray.rl.batch import batch_of
 from rlheals_ray.rollout.engine import Engine
 from rlheals_ray.rollout.episode import Episode, EpisodeRequest, Sampling, Weights
@@ -87,7 +88,7 @@ def served(
             weight.data.mul_(1 if "norm" in name else 5 if "embed" in name or "head" in name else 10)
     nano.save(models[0], TARGETS, directory)
     settings = GeneratorSettings(str(directory), TASK, RolloutSettings(engine=engine))
-    generator = start_generator(settings, threads=1, num_cpus=1)
+    generator = start_generator(settings, threads=1, need=Need())
     assert ray.get(generator.ready.remote()).engine == engine
     yield Served(generator, (models[0], models[1]), directory)
     ray.kill(generator)

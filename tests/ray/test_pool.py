@@ -21,6 +21,7 @@ from transformers import LlamaForCausalLM
 
 from rlheals_ray.config import RolloutSettings, TaskSettings
 from rlheals_ray.models import nano
+from rlheals_ray.need import Need
 from rlheals_ray.rl.batch import batch_of
 from rlheals_ray.rollout.episode import EpisodeRequest, Rollout, Sampling, Weights
 from rlheals_ray.rollout.generator import GeneratorSettings
@@ -83,7 +84,7 @@ def start(directory: Path, **settings: float) -> Pooled:
     model = nano.untrained(TARGETS, seed=0).eval()
     nano.save(model, TARGETS, directory)
     rollout = RolloutSettings(**settings)
-    pool = Pool.start(GeneratorSettings(str(directory), TASK, rollout), threads=1, num_cpus=0.5)
+    pool = Pool.start(GeneratorSettings(str(directory), TASK, rollout), threads=1, need=Need(cpus=0.5))
     pool.wait_ready()
     return Pooled(pool, model, directory)
 

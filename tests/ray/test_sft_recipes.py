@@ -20,6 +20,7 @@ from rlheals_ray.config import Study
 from rlheals_ray.lineage import BASE, Trunk
 from rlheals_ray.models import nano
 from rlheals_ray.models.chat import ChatFormat
+from rlheals_ray.need import Need
 from rlheals_ray.sft.data import IGNORE, Example, TaskExamples
 from rlheals_ray.sft.user_data import UserExamples, prepare
 from rlheals_ray.spectra import anchor_factors
@@ -85,7 +86,7 @@ class Laboratory:
 def laboratory(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
     root = tmp_path_factory.mktemp("recipes")
     training = Training.start(
-        groups=1, workers=2, cpus_per_worker=0.5, threads=1, storage=str(root / "train"), name="recipes"
+        groups=1, workers=2, need=Need(cpus=0.5), threads=1, storage=str(root / "train"), name="recipes"
     )
     yield Laboratory(training, root)
     training.close()

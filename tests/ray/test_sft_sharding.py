@@ -22,6 +22,7 @@ from rlheals_ray.config import SFTSettings, Study, TaskSettings
 from rlheals_ray.lineage import BASE, Trunk
 from rlheals_ray.models import nano
 from rlheals_ray.models.chat import ChatFormat
+from rlheals_ray.need import Need
 from rlheals_ray.sft.data import IGNORE, training_examples
 from rlheals_ray.sft.trainer import train_trunk
 from rlheals_ray.storage import StudyFiles, Unit
@@ -107,7 +108,7 @@ def _made(directory: Path) -> Path:
 def laboratory(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
     root = tmp_path_factory.mktemp("laboratory")
     training = Training.start(
-        groups=1, workers=2, cpus_per_worker=0.5, threads=1, storage=str(root / "train"), name="sharding"
+        groups=1, workers=2, need=Need(cpus=0.5), threads=1, storage=str(root / "train"), name="sharding"
     )
     yield Laboratory(training, root)
     training.close()

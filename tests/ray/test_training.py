@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from rlheals_ray.need import Need
 from rlheals_ray.training import Hopeless, Report, Training, WorkFailed
 from rlheals_ray.work_queue import Work
 
@@ -40,7 +41,7 @@ def fail(report: Report) -> None:
 def training(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Training]:
     storage = str(tmp_path_factory.mktemp("train"))
     started = Training.start(
-        groups=1, workers=2, cpus_per_worker=0.5, threads=1, storage=storage, name="test"
+        groups=1, workers=2, need=Need(cpus=0.5), threads=1, storage=storage, name="test"
     )
     yield started
     started.close()
@@ -92,7 +93,7 @@ def test_a_worker_killed_at_a_random_moment_costs_a_restart_not_the_work(
 def test_workers_that_cannot_start_give_up_and_say_why(ray_cluster: None, tmp_path: Path) -> None:
     threads: Any = "two"
     training = Training.start(
-        groups=1, workers=1, cpus_per_worker=0.5, threads=threads, storage=str(tmp_path), name="hopeless"
+        groups=1, workers=1, need=Need(cpus=0.5), threads=threads, storage=str(tmp_path), name="hopeless"
     )
     with pytest.raises(Exception, match="set_num_threads expects an int"):
         list(training.run(work("e", "fail")))

@@ -16,6 +16,7 @@ from transformers import LlamaForCausalLM
 
 from rlheals_ray.config import RolloutSettings, TaskSettings
 from rlheals_ray.models import nano
+from rlheals_ray.need import Need
 from rlheals_ray.rollout.engine import Engine
 from rlheals_ray.rollout.episode import Weights, WrongWeights
 from rlheals_ray.rollout.generator import GeneratorSettings, start_generator
@@ -204,7 +205,7 @@ def tied_vllm(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> It
     """A warm vLLM generator of a model with tied embeddings, and its directory."""
     directory = tmp_path_factory.mktemp("tied")
     nano.save(nano_model(0, tied=True), TARGETS, directory)
-    generator = start_generator(GeneratorSettings(str(directory), TASK, SETTINGS), threads=1, num_cpus=1)
+    generator = start_generator(GeneratorSettings(str(directory), TASK, SETTINGS), threads=1, need=Need())
     yield generator, directory
     ray.kill(generator)
 

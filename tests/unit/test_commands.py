@@ -84,6 +84,16 @@ WRONG = [
     (["tiny", "task.name=chess"], ["task.name", "'chess'", "general_points"]),
     (["tiny", "task.cards=9"], ["task.cards", "9", "less than or equal to 6"]),
     (["tiny", "task.card=3"], ["task.card", "no such option"]),
+    (["tiny", "task.cards=0"], ["task.cards", "got 0", "greater than or equal to 2"]),
+    (["tiny", "task.targets=[18,1001]"], ["task.targets", "1001", "no 3 cards make 1001", "deal more cards"]),
+    (
+        ["tiny", "task={name: reasoning_gym, dataset: chess, id: {}, ood: {}}"],
+        ["task.dataset", "'chess'", "no such dataset"],
+    ),
+    (
+        ["tiny", "task={name: determinant, ood_size: 2, ood_entries: [-4, 4]}"],
+        ["task.ood_size", "are among those of the ID rule", "another shape"],
+    ),
     (["tiny", "task.wording=paper"], ["base.model", "'nano'", "task.wording=compact"]),
     (["tiny", "base.model=/"], ["base.model", "'/'", "no config.json"]),
     (["tiny", "base.model=/no/such/model"], ["base.model", "'/no/such/model'", "no such directory"]),

@@ -231,3 +231,15 @@ def test_a_broken_table_is_named_and_the_page_is_written(tmp_path: Path) -> None
 def test_a_directory_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no study here"):
         build_report(tmp_path / "absent")
+
+
+def test_where_no_checkpoint_solves_anything_no_sentence_is_for_or_against() -> None:
+    known = nano_like((0, 1, 2))
+    scores = known["scores"]
+    nothing = pa.array([0.0] * scores.num_rows)
+    for name in ("acc_1", "acc_1_low", "acc_k", "acc_k_low"):
+        scores = scores.set_column(scores.schema.get_field_index(name), name, nothing)
+    found = findings_of({**known, "scores": scores})
+    assert found[0].kind == "nothing_learnt"
+    assert {each.supported for each in found} == {None}
+    assert "nothing_learnt" not in {each.kind for each in findings_of(known)}

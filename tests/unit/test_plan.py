@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -22,9 +24,10 @@ from rlheals_ray.grid.plan_bytes import disk
 from rlheals_ray.grid.plan_counts import counts, sharing
 from rlheals_ray.grid.plan_memory import training_bytes
 from rlheals_ray.grid.plan_time import estimates, rl_wall
-from rlheals_ray.grid.rates import FILE, conditions, rates_for, store_rates
+from rlheals_ray.grid.rates import FILE, conditions, measured, rates_for, store_rates
 from rlheals_ray.grid.resources import Resources, check_cluster, resources_of
 from rlheals_ray.models.nano import save, untrained
+from rlheals_ray.storage import StudyFiles, Unit, write_json, write_parquet
 
 GIB = 2**30
 
@@ -197,8 +200,8 @@ def test_the_schedule_that_is_printed_is_the_one_that_trains() -> None:
 
 
 RATES = {
-    "base": 0.5, "sft": 0.1, "sft_rest": 20.0, "rl": 2.0, "control": 1.0, "branch_rest": 3.0, "probe": 4.0,
-    "spectra": 1.0, "hidden": 0.5, "edit": 0.25, "close": 7.0,
+    "base": 0.5, "sft": 0.1, "sft_rest": 20.0, "rl": 2.0, "control": 1.0, "branch_rest": 3.0, "rl_rest": 9.0,
+    "probe": 4.0, "spectra": 1.0, "hidden": 0.5, "edit": 0.25, "close": 7.0,
 }  # fmt: skip
 
 
@@ -207,8 +210,33 @@ def test_time_is_counts_times_rates_over_what_runs_side_by_side() -> None:
     found = {stage: one.seconds for stage, one in estimates(study, RATES).items()}
     assert found["base"] == 1200 * 0.5
     assert found["sft"] == pytest.approx(2 * 400 * 0.1 + 19 * 4.0 + 20.0)  # 37 probes by two engines
-    assert found["rl"] == pytest.approx((630 * 2.0 + 21 * 3.0) / 2 + 21 * 4.0)
+    assert found["rl"] == pytest.approx((630 * 2.0 + 21 * 3.0) / 2 + 21 * 4.0 + 9.0)
     assert rl_wall(load_study("tiny", ["rl.budgets=[0]"]), {}) == 0
+
+
+def test_a_branch_costs_what_a_warm_one_costs_and_the_sweep_s_start_is_paid_once(tmp_path: Path) -> None:
+    """Rates of a study whose stages took what the model says, with the first branch slowed by ten seconds."""
+    study = load_study("tiny", ["rl.from_steps=[0,4,12]", "controls.kinds=[]"])
+    files = StudyFiles(tmp_path)
+    probes, updates, start, branch, update, probe = 3 * 2, 2, 8.0, 1.5, 0.25, 2.0
+    rows = []
+    for place, step in enumerate(study.rl.from_steps):
+        unit = Unit(f"rl/seed=0/sft_step={step:06d}", "any")
+        files.mark_done(
+            unit, updates=updates, seconds=branch + updates * update + (10.0 if place == 0 else 0.0)
+        )
+        os.utime(tmp_path / "markers" / f"{unit.name}.json", (place, place))
+        spent = {"seconds_generate": update, "seconds_learn": 0.0, "seconds_sync": 0.0}
+        rows += [{"rl_step": n + 1, **spent} for n in range(updates)]
+    files.mark_done(Unit("probe/sft/seed=0/step=000000", "any"), seconds=probe)
+    write_parquet(tmp_path / "tables" / "rl.parquet", pa.Table.from_pylist(rows))
+    took = start + 10.0 + 3 * (branch + updates * update) + probes * probe
+    write_json(tmp_path / "timings.json", {"sft": 1.0, "rl": took})
+    found = measured(study, tmp_path)
+    assert found["rl"] == pytest.approx(update)
+    assert found["branch_rest"] == pytest.approx(branch)
+    assert found["rl_rest"] == pytest.approx(start + 10.0)
+    assert rl_wall(study, found) == pytest.approx(took)
 
 
 def test_a_rate_that_is_not_known_is_said_to_be_so() -> None:
