@@ -3,15 +3,16 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo test lint pytest browser lock resolve-gpu clean
+.PHONY: help setup demo test lint pytest browser prometheus lock resolve-gpu clean
 
 help:
 	@echo 'make setup        make .venv: the project (editable), its pinned CPU dependencies and the test tools'
 	@echo 'make demo         setup, then the nano study with one seed'
-	@echo 'make test         setup, browser, lint, pytest'
+	@echo 'make test         setup, browser, prometheus, lint, pytest'
 	@echo 'make lint         ruff check, ruff format --check, mypy'
 	@echo 'make pytest       the tests alone (not those marked slow or gpu)'
 	@echo 'make browser      Chromium and its driver, for the test of the report'
+	@echo 'make prometheus   Prometheus in .venv/bin, for the test of the metrics'
 	@echo 'make lock         pin the dependencies anew in requirements-cpu.txt'
 	@echo 'make resolve-gpu  check that the gpu extra resolves; installs nothing'
 	@echo 'make clean        remove .venv and the caches; runs/ stays'
@@ -28,7 +29,7 @@ $(INSTALLED): requirements-cpu.txt pyproject.toml .ci/setup .ci/uv
 demo: setup
 	$(PYTHON) jobs/grid.py nano 'seeds=[0]'
 
-test: setup browser lint pytest
+test: setup browser prometheus lint pytest
 
 lint: setup
 	$(PYTHON) -m ruff check .
@@ -42,6 +43,9 @@ pytest: setup
 
 browser:
 	.ci/browser
+
+prometheus: setup
+	.ci/prometheus
 
 # Where pip's wheel directory does not hold the CPU wheel of torch: UV_TORCH_BACKEND=cpu make lock
 lock: | .venv/bin/uv

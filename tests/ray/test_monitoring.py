@@ -22,6 +22,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 REPOSITORY = Path(__file__).parents[2]
+PROMETHEUS = shutil.which("prometheus", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 CELL = "seed=0/sft_step=000004"
 ROW = {
     "solved_at_1": 0.25, "approx_kl": 0.001, "weight_lag": 0, "seconds_sync": 0.5, "seconds_generate": 3.0,
@@ -216,7 +217,7 @@ def test_a_worker_leaves_its_events_in_rays_own_log(head: Head) -> None:
     assert (event["study"], event["stage"], event["event"]) == ("watched", "generator", "started")
 
 
-@pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
+@pytest.mark.skipif(PROMETHEUS is None, reason="prometheus is not installed; .ci/prometheus fetches it")
 def test_prometheus_itself_scrapes_it(head: Head, tmp_path: Path) -> None:
     from tests.local_cluster import free_port
 
@@ -226,7 +227,7 @@ def test_prometheus_itself_scrapes_it(head: Head, tmp_path: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(
-            ["prometheus", f"--config.file={tmp_path / 'prometheus.yml'}", f"--web.listen-address={address}",
+            [str(PROMETHEUS), f"--config.file={tmp_path / 'prometheus.yml'}", f"--web.listen-address={address}",
              f"--storage.tsdb.path={tmp_path / 'data'}"],
             stdout=log, stderr=log,
         )  # fmt: skip
