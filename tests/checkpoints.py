@@ -86,6 +86,7 @@ def peak_memory_of_writing(out: str, like: str, result: Connection) -> None:
     torch.set_num_threads(1)
     # What is freed goes back to the system at once: what is measured is what is held, not the allocator's habits.
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
+    write_checkpoint(f"{out}-before", edited(Checkpoint(like)), like)  # loads the code, which is no tensor
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is resident now
     before = memory_status("VmRSS")
     write_checkpoint(out, edited(Checkpoint(like)), like)
