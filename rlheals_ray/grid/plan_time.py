@@ -1,14 +1,16 @@
 """How long a study takes from nothing, stage by stage: its counts times recorded or calibrated rates.
 
 Branches side by side share the machine's cores. A rate was measured with as many of them side by side as there will
-be (rates.py), so it holds what they cost each other, and lanes divide the work. In the sweep learners and engines
-alternate: probes of one branch run beside the learning of the next, which is counted as if they did not.
+be (rates.py), so it holds what they cost each other. Runs are whole: 27 branches in 8 lanes take four rounds, the last of
+them with lanes idle. In the sweep learners and engines alternate: probes of one branch run beside the learning of the
+next, which is counted as if they did not.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from rlheals_ray.config import Study
@@ -55,12 +57,21 @@ def rl_wall(study: Study, rates: Seconds) -> float:
     each = counts(study)
     if not each.branches:
         return 0.0
-    lanes = _lanes(study, each.branches)
-    work = each.rl_updates * rates["rl"] + (each.branches + each.controls) * rates["branch_rest"]
+    updates = study.rl.budgets[-1]
+    runs = [updates * rates["rl"] + rates["branch_rest"]] * each.branches
     if each.controls:
-        work += each.control_updates * rates["control"]
+        runs += [updates * rates["control"] + rates["branch_rest"]] * each.controls
     probes = each.probes - 1 - each.trunks * len(study.sft.steps) + each.control_probes
-    return work / lanes + _probes(study, probes, rates["probe"]) + rates["rl_rest"]
+    worked = _last_end(runs, _lanes(study, each.branches))
+    return worked + _probes(study, probes, rates["probe"]) + rates["rl_rest"]
+
+
+def _last_end(runs: Iterable[float], lanes: int) -> float:
+    """When the last of runs of these lengths ends, each begun in its turn by the lane that is free first."""
+    ends = [0.0] * lanes
+    for seconds in runs:
+        heapq.heapreplace(ends, ends[0] + seconds)
+    return max(ends)
 
 
 def estimates(study: Study, rates: Seconds) -> dict[str, Estimate]:

@@ -7,6 +7,7 @@ beyond the work that its tables account for (start-up, saving, waiting) is a rat
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 from collections.abc import Iterator, Mapping
@@ -150,7 +151,7 @@ def measured(study: Study, root: Path) -> dict[str, float]:
         else:
             beyond = took["rl"] - rl_wall(study, {**out, "branch_rest": 0.0, "rl_rest": 0.0})
             lanes = min(needed.groups, each.branches)
-            out["branch_rest"] = max(0.0, beyond) * lanes / (each.branches + each.controls)
+            out["branch_rest"] = max(0.0, beyond) / math.ceil((each.branches + each.controls) / lanes)
             out["rl_rest"] = 0.0
     for stage, count in (("spectra", each.compared), ("hidden", each.hidden)):
         if took.get(stage, 0.0) > 0.5 and count:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -210,8 +211,32 @@ def test_time_is_counts_times_rates_over_what_runs_side_by_side() -> None:
     found = {stage: one.seconds for stage, one in estimates(study, RATES).items()}
     assert found["base"] == 1200 * 0.5
     assert found["sft"] == pytest.approx(2 * 400 * 0.1 + 19 * 4.0 + 20.0)  # 37 probes by two engines
-    assert found["rl"] == pytest.approx((630 * 2.0 + 21 * 3.0) / 2 + 21 * 4.0 + 9.0)
+    # 21 branches in two lanes: eleven in a row, since half a branch is none; then 42 probes by two engines.
+    assert found["rl"] == pytest.approx(11 * (30 * 2.0 + 3.0) + 21 * 4.0 + 9.0)
     assert rl_wall(load_study("tiny", ["rl.budgets=[0]"]), {}) == 0
+
+
+@pytest.mark.parametrize("seeds", range(1, 6))
+@pytest.mark.parametrize("lanes", [1, 2, 3, 4, 7])
+def test_branches_take_whole_rounds(seeds: int, lanes: int) -> None:
+    """Alone: ceil(branches / lanes) of them in a row. With controls: never less than the work divided by the lanes."""
+    wide = [f"seeds={list(range(seeds))}", f"rollout.generators={lanes}"]
+    study = load_study("nano", [*wide, "controls.kinds=[]"])
+    none = {**RATES, "probe": 0.0, "rl_rest": 0.0}
+    branches, branch = 7 * seeds, 30 * 2.0 + 3.0
+    assert rl_wall(study, none) == pytest.approx(math.ceil(branches / min(lanes, branches)) * branch)
+    beside = load_study("nano", wide)
+    control = 30 * 1.0 + 3.0
+    least = (branches * branch + counts(beside).controls * control) / min(lanes, branches)
+    assert least - 1e-6 <= rl_wall(beside, none) <= least + branch
+
+
+def test_the_last_branches_of_a_map_are_made_with_lanes_idle() -> None:
+    """27 branches in 8 lanes: four rounds, though 27 / 8 is less."""
+    nine = "rl.from_steps=[0,2,4,6,8,10,15,30,60]"
+    study = load_study("nano", [nine, "rollout.generators=8", "controls.kinds=[]"])
+    assert counts(study).branches == 27
+    assert rl_wall(study, {**RATES, "probe": 0.0, "rl_rest": 0.0}) == pytest.approx(4 * (30 * 2.0 + 3.0))
 
 
 def test_a_branch_costs_what_a_warm_one_costs_and_the_sweep_s_start_is_paid_once(tmp_path: Path) -> None:
