@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from rlheals_ray.config import InputError, load_study
 from rlheals_ray.lineage import BASE
 from rlheals_ray.models.chat import ChatFormat
+from rlheals_ray.rl.rejection import SolvedSamples
 from rlheals_ray.sft.data import Example, TaskExamples
-from rlheals_ray.sft.recipes import RecipeContext
+from rlheals_ray.sft.recipes import RecipeContext, flow
 from rlheals_ray.sft.recipes.flow import Flow, SampleWeights, sample_key, sequence_losses
-from rlheals_ray.storage import StudyFiles
+from rlheals_ray.storage import StudyFiles, Unit
+from rlheals_ray.tasks import Problem
 from tests.toy_model import write_toy_model
 from tests.toy_task import ToyOptions, ToyTask
 
@@ -126,26 +129,45 @@ def test_any_number_of_workers_gives_the_same_weights(
     context: RecipeContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each worker scores its share; put together they are one worker's. (The gathering alone is replaced.)"""
-    from rlheals_ray.sft.recipes import flow
-
     alone = Flow(context).sample_weights
-    epoch, run = context.examples.count, range(STEPS * BATCH)
-    positions = sorted({*range(epoch), *run})
-    parts = []
-    for rank in range(3):
-        parts.append(flow._score(context, positions[rank::3], epoch))
-    keys, losses, reference = (np.concatenate(part) for part in zip(*parts, strict=True))
-    keys, first = np.unique(keys, return_index=True)
-    together = SampleWeights.of(keys, losses[first], reference, None)
+    workers = 3
+    gathered: list[dict[int, np.ndarray]] = []
+
+    def gather(parts: list[np.ndarray], mine: np.ndarray) -> None:
+        """What rank 0 gets of all ranks: their keys, then their losses."""
+        others = [
+            RecipeContext(**{**vars(context), "rank": rank, "workers": workers}) for rank in range(workers)
+        ]
+        positions = range(STEPS * BATCH)
+        if not gathered:
+            found = [
+                np.array(
+                    [sample_key(e) for e in context.examples.stream(positions[rank::workers])], np.uint64
+                )
+                for rank in range(workers)
+            ]
+        else:
+            distinct = list(np.sort(np.unique(_dealt(gathered[0]), return_index=True)[1]))
+            found = [flow._score(other, distinct) for other in others]
+        np.testing.assert_array_equal(found[0], mine)
+        gathered.append(dict(enumerate(found)))
+        parts[:] = found
+
+    monkeypatch.setattr(flow.dist, "all_gather_object", gather)
+    shutil.rmtree(context.files.root / "flow")
+    together = Flow(RecipeContext(**{**vars(context), "workers": workers})).sample_weights
+    assert len(gathered) == 2
     np.testing.assert_array_equal(together.keys, alone.keys)
     np.testing.assert_allclose(together.values, alone.values, rtol=1e-6)
+
+
+def _dealt(parts: dict[int, np.ndarray]) -> np.ndarray:
+    return np.array([parts[at % len(parts)][at // len(parts)] for at in range(sum(map(len, parts.values())))])
 
 
 def test_a_restarted_run_and_a_control_weigh_a_sample_as_the_trunk_did(
     context: RecipeContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rlheals_ray.sft.recipes import flow
-
     trunk = Flow(context).sample_weights
     control = Flow(
         RecipeContext(**{**vars(context), "first_position": 2 * BATCH, "updates": 3})
@@ -154,6 +176,66 @@ def test_a_restarted_run_and_a_control_weigh_a_sample_as_the_trunk_did(
         assert control[example] == pytest.approx(trunk[example], rel=1e-6)
     monkeypatch.setattr(flow, "_score", None)  # what was scored is not scored again
     assert np.array_equal(Flow(context).sample_weights.values, trunk.values)
+
+
+def with_sft(context: RecipeContext, **sft: object) -> RecipeContext:
+    settings = context.study.sft.model_copy(update=sft)
+    study = context.study.model_copy(update={"sft": settings})
+    return RecipeContext(**{**vars(context), "study": study})
+
+
+def weigh_as_if_alone(context: RecipeContext, positions: range) -> None:
+    """The weights are those of a study in which nothing was scored before."""
+    found = Flow(context).sample_weights
+    shutil.rmtree(context.files.root / "flow")
+    alone = Flow(context).sample_weights
+    np.testing.assert_array_equal(found.keys, alone.keys)
+    np.testing.assert_array_equal(found.values, alone.values)
+    assert all(found[example] > 0 for example in context.examples.stream(positions))
+
+
+class ReworkedTask(ToyTask):
+    """The same options, problems and declared fingerprint; other words. What a version bump or an edit leaves."""
+
+    def prompt(self, problem: Problem) -> str:
+        return f"say {super().prompt(problem)}"
+
+
+def test_a_task_that_was_edited_is_scored_anew(context: RecipeContext) -> None:
+    Flow(context)
+    assert isinstance(context.examples, TaskExamples)
+    edited = TaskExamples(ReworkedTask(ToyOptions()), context.examples.chat, seed=5)
+    weigh_as_if_alone(RecipeContext(**{**vars(context), "examples": edited}), range(STEPS * BATCH))
+
+
+def test_scores_of_one_precision_are_not_those_of_another(context: RecipeContext) -> None:
+    single = Flow(context).sample_weights
+    half = with_sft(context, precision="bfloat16")
+    assert not np.array_equal(Flow(half).sample_weights.values, single.values)
+    weigh_as_if_alone(half, range(STEPS * BATCH))
+
+
+def test_solved_samples_that_were_drawn_again_are_scored_anew(context: RecipeContext) -> None:
+    """A control's own samples: as many, the same seed and stretch, but other answers."""
+    task = ToyTask(ToyOptions())
+
+    def drawn(last: int) -> RecipeContext:
+        pool = [Example(None, [1, 3, at, last, 2], [-100, -100, -100, last, 2]) for at in range(6, 14)]
+        samples = SolvedSamples([pool], [0], (5, 0), task)
+        return RecipeContext(**{**vars(context), "examples": samples})
+
+    Flow(drawn(15))
+    weigh_as_if_alone(drawn(16), range(STEPS * BATCH))
+
+
+def test_another_base_is_asked_anew(context: RecipeContext) -> None:
+    before = Flow(context).sample_weights
+    model = base_of(context)
+    with torch.no_grad():
+        model.lm_head.weight *= 0.5  # type: ignore[union-attr]
+    model.save_pretrained(context.start)
+    context.files.stamp(context.start, Unit("base", "another"))
+    assert not np.array_equal(Flow(context).sample_weights.values, before.values)
 
 
 def test_an_example_that_was_not_scored_has_no_weight() -> None:

@@ -11,8 +11,9 @@ are weighed by the same τ and scale, and so are those of a control.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -105,22 +106,33 @@ def _scored(context: RecipeContext, epoch: int, run: range) -> tuple[np.ndarray,
 
     Each worker scores its share; a restarted run finds what was scored before.
     """
-    cache = _cache(context, epoch, run)
+    positions = sorted({*range(epoch), *run})
+    mine = context.examples.stream(positions[context.rank :: context.workers])
+    every = _together(context.workers, np.array([sample_key(example) for example in mine], np.uint64))
+    keys, first = np.unique(every, return_index=True)
+    reference = every[:epoch]  # the epoch's positions are the first ones
+    cache = _cache(context, every)
     if not _everywhere(cache.exists()):
-        positions = sorted({*range(epoch), *run})[context.rank :: context.workers]
-        mine = _score(context, positions, epoch)
-        parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = [mine]
-        if context.workers > 1:
-            parts = [mine] * context.workers
-            dist.all_gather_object(parts, mine)
-        keys, losses, reference = (np.concatenate(part) for part in zip(*parts, strict=True))
-        keys, first = np.unique(keys, return_index=True)
-        losses = losses[first]
+        distinct = np.sort(first)
+        losses = np.empty(len(every))
+        losses[distinct] = _together(context.workers, _score(context, [positions[at] for at in distinct]))
         if context.rank == 0:
-            _write(cache, keys=keys, losses=losses, reference=reference)
-        return keys, losses, reference
+            _write(cache, losses=losses[first])
+        return keys, losses[first], reference
     with np.load(cache, allow_pickle=False) as found:
-        return found["keys"], found["losses"], found["reference"]
+        return keys, found["losses"], reference
+
+
+def _together(workers: int, mine: np.ndarray) -> np.ndarray:
+    """Of what was dealt over the workers one by one, every worker's part in the order of the whole."""
+    if workers == 1:
+        return mine
+    parts: list[np.ndarray] = [mine] * workers
+    dist.all_gather_object(parts, mine)
+    whole = np.empty(sum(map(len, parts)), mine.dtype)
+    for rank, part in enumerate(parts):
+        whole[rank::workers] = part
+    return whole
 
 
 def _everywhere(here: bool) -> bool:
@@ -132,19 +144,17 @@ def _everywhere(here: bool) -> bool:
     return all(seen)
 
 
-def _cache(context: RecipeContext, epoch: int, run: range) -> Path:
-    study = context.study
-    stamp = context.files.checkpoint(BASE) / "provenance.json"
-    base = stamp.read_text() if stamp.exists() else None
-    data = None
-    if study.sft.data is not None:
-        from rlheals_ray.sft.user_files import content
+def _cache(context: RecipeContext, every: np.ndarray) -> Path:
+    """Named by all that the losses depend on: base, precision, and the samples themselves, as their keys in order.
 
-        data = content(study.sft.data)
+    What settings say of the samples is not enough: the code of a task changes them too, and a control draws its own.
+    """
+    stamp = context.files.checkpoint(BASE) / "provenance.json"
     key = fingerprint(
-        base=base, task=study.task.model_dump(), data=data, count=context.examples.count, seed=context.seed,
-        epoch=epoch, run=[run.start, run.stop],
-    )  # fmt: skip
+        base=stamp.read_text() if stamp.exists() else None,
+        precision=context.study.sft.precision,
+        samples=hashlib.sha256(every.tobytes()).hexdigest(),
+    )
     return context.files.root / "flow" / f"{key}.npz"
 
 
@@ -155,48 +165,22 @@ def _write(path: Path, **arrays: np.ndarray) -> None:
     temporary.replace(path)
 
 
-def _score(
-    context: RecipeContext, positions: Sequence[int], epoch: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _score(context: RecipeContext, positions: Sequence[int]) -> np.ndarray:
+    """The base's losses of this worker's share of the samples at `positions`, float64."""
     settings = context.study.sft
     dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
     model: nn.Module = AutoModelForCausalLM.from_pretrained(context.files.checkpoint(BASE), dtype=dtype)
     model.to(local_device()).eval()
-    seen: set[int] = set()
-    reference: list[np.uint64] = []
-
-    def distinct() -> Iterator[tuple[np.uint64, Example]]:
-        for position, example in zip(positions, context.examples.stream(positions), strict=True):
-            key = sample_key(example)
-            if position < epoch:
-                reference.append(key)
-            if int(key) not in seen:
-                seen.add(int(key))
-                yield key, example
-
-    keys: list[np.uint64] = []
-    losses: list[float] = []
+    mine = positions[context.rank :: context.workers]
+    losses = np.empty(len(mine))
     size = settings.micro_batch or _BATCH
-    for chunk in _chunks(distinct(), size * _AHEAD):
+    stream = enumerate(context.examples.stream(mine))
+    while chunk := list(islice(stream, size * _AHEAD)):
         chunk.sort(key=lambda item: len(item[1].input_ids))
         for start in range(0, len(chunk), size):
             batch = chunk[start : start + size]
-            keys += [key for key, _ in batch]
-            losses += sequence_losses(model, [example for _, example in batch]).tolist()
-    return np.array(keys, np.uint64), np.array(losses, np.float64), np.array(reference, np.uint64)
-
-
-def _chunks(
-    items: Iterable[tuple[np.uint64, Example]], size: int
-) -> Iterator[list[tuple[np.uint64, Example]]]:
-    chunk: list[tuple[np.uint64, Example]] = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+            losses[[at for at, _ in batch]] = sequence_losses(model, [example for _, example in batch])
+    return losses
 
 
 @torch.inference_mode()
