@@ -1,9 +1,9 @@
 """How long a study takes from nothing, stage by stage: its counts times recorded or calibrated rates.
 
 Branches side by side share the machine's cores. A rate was measured with as many of them side by side as there will
-be (rates.py), so it holds what they cost each other. Runs are whole: 27 branches in 8 lanes take four rounds, the last of
-them with lanes idle. In the sweep learners and engines alternate: probes of one branch run beside the learning of the
-next, which is counted as if they did not.
+be (rates.py), so it holds what they cost each other. Runs are whole: 27 branches in 8 lanes take four rounds, the last
+of them with lanes idle. In the sweep learners and engines alternate: probes of one branch run beside the learning of
+the next, which is counted as if they did not.
 """
 
 from __future__ import annotations
