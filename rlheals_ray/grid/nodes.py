@@ -1,4 +1,4 @@
-"""Waiting for the nodes that an autoscaler brings."""
+"""The cluster's nodes: what they have, and waiting for those that an autoscaler brings."""
 
 from __future__ import annotations
 
@@ -9,8 +9,19 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from rlheals_ray.config import InputError
+from rlheals_ray.grid.plan_memory import GIB
 from rlheals_ray.grid.resources import Resources
 from rlheals_ray.need import Need
+
+
+def cluster_words() -> str:
+    """What the connected cluster has now, its head included."""
+    total, alive = ray.cluster_resources(), sum(node["Alive"] for node in ray.nodes())
+    gpus = f", {total['GPU']:g} GPUs" if total.get("GPU") else ""
+    return (
+        f"the cluster has {total.get('CPU', 0):g} CPUs{gpus} and {total.get('memory', 0) / GIB:.1f} GiB on "
+        f"{alive} node{'' if alive == 1 else 's'}"
+    )
 
 
 def await_nodes(needed: Resources, needs: Mapping[str, Need], seconds: float) -> None:

@@ -1,8 +1,9 @@
-"""`--plan`: the resolved study and what it would take, printed; nothing is allocated or written."""
+"""`--plan`: the resolved study and what it would take, printed; nothing is allocated, waited for or written."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import psutil
 import yaml
@@ -16,7 +17,7 @@ from rlheals_ray.grid.plan_counts import counts, sharing_lines
 from rlheals_ray.grid.plan_memory import memory_lines
 from rlheals_ray.grid.plan_time import time_lines
 from rlheals_ray.grid.preflight import preflight
-from rlheals_ray.grid.resources import check_local, resources_of
+from rlheals_ray.grid.resources import WAIT, check_local, resources_of
 from rlheals_ray.grid.units import StudyUnits
 from rlheals_ray.lineage import trunks
 from rlheals_ray.sft.schedule import Schedule
@@ -30,20 +31,9 @@ def print_plan(study: Study, address: str | None = None) -> int:
     console = Console()
     resolved = yaml.safe_dump(dump_study(study), sort_keys=False)
     # A plan of what does not fit here is how one finds out where it would.
-    refusal: InputError | None = None
-    if named_cluster(address):
-        where = _ask_cluster(study, files, address)
-    else:
-        total = psutil.virtual_memory().total / 2**30
-        where = (
-            f"this machine has {os.cpu_count()} cores = {local_slots()} slots ({SLOTS_PER_CORE} per core) and "
-            f"{total:.1f} GiB"
-        )
-        try:
-            check_disk(study, files)
-            check_local(needed)
-        except InputError as error:
-            refusal = error
+    where, refusal = (
+        _ask_cluster(study, files, address) if named_cluster(address) else _ask_here(study, files)
+    )
     console.print(resolved, highlight=False, markup=False, soft_wrap=True)
     console.print(_stages(study, StudyUnits(study), files))
     lines = [
@@ -61,13 +51,43 @@ def print_plan(study: Study, address: str | None = None) -> int:
     return 0
 
 
-def _ask_cluster(study: Study, files: StudyFiles, address: str | None) -> str:
+def _ask_here(study: Study, files: StudyFiles) -> tuple[str, InputError | None]:
+    """What this machine has, and what the study would be refused for."""
+    has = (
+        f"this machine has {os.cpu_count()} cores = {local_slots()} slots ({SLOTS_PER_CORE} per core) and "
+        f"{psutil.virtual_memory().total / 2**30:.1f} GiB"
+    )
+    disk = _refusal(lambda: check_disk(study, files))
+    return has, disk or _refusal(lambda: check_local(resources_of(study)))
+
+
+def _ask_cluster(study: Study, files: StudyFiles, address: str | None) -> tuple[str, InputError | None]:
+    """The same of the cluster as it is now: it is joined and looked at, and no autoscaler learns of it."""
+    from rlheals_ray.grid.nodes import cluster_words
     from rlheals_ray.grid.session import Session  # only here: it takes ten seconds to import
 
     session = Session(study, files, address)
-    session.check_resources()
-    session.close()
-    return "the cluster can hold it"
+    if error := _refusal(session.connect):
+        return "what the cluster has could not be asked", error
+    try:
+        has = cluster_words()
+        error = _refusal(lambda: session.check_resources(wait=False))
+    finally:
+        session.close()
+    # A disk that is too small stays so, however many nodes come.
+    disk, seconds = _refusal(lambda: check_disk(study, files)), study.resources.nodes_seconds
+    if error is None or disk is not None or not seconds:
+        return f"{has}{'' if error else ' and can hold it'}", disk or error
+    why = str(error).replace(WAIT, "")
+    return f"{has}; the run would wait up to {seconds:g} s for nodes (resources.nodes_seconds): {why}", None
+
+
+def _refusal(check: Callable[[], None]) -> InputError | None:
+    try:
+        check()
+    except InputError as error:
+        return error
+    return None
 
 
 def schedule_lines(study: Study) -> list[str]:

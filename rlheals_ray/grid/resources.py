@@ -19,7 +19,7 @@ from rlheals_ray.grid.plan_memory import GIB, engine_bytes, held_back_bytes, wor
 from rlheals_ray.lineage import branches
 from rlheals_ray.need import Need, Offer
 
-_WAIT = ", or set resources.nodes_seconds=1800 where an autoscaler brings nodes"
+WAIT = ", or set resources.nodes_seconds=1800 where an autoscaler brings nodes"
 
 RAY_SHARE = 0.6
 """Of a machine's memory, about what Ray lets processes reserve: what is free at its start, without its object store."""
@@ -220,12 +220,12 @@ def check_cluster(
         if offers and not any(need.fits(offer) for offer in offers):
             raise InputError(
                 f"resources.{kind} (asks for {need}): no node of the cluster has that; ask for less, give a node the "
-                f"labels (`ray start --labels`){_WAIT}."
+                f"labels (`ray start --labels`){WAIT}."
             )
     if needed.cpus > cpus:
         raise InputError(
             f"rollout.generators, sft.workers and rl.workers ask for {needed.explain()}, but the cluster has "
-            f"{cpus:g} CPUs; lower them or add nodes{_WAIT}."
+            f"{cpus:g} CPUs; lower them or add nodes{WAIT}."
         )
     if memory_bytes:
         sizes = [size / GIB for size in nodes] or [memory_bytes / GIB]
@@ -270,5 +270,5 @@ def _check_gpus(needed: Resources, gpus: float, where: str) -> None:
         raise InputError(
             f"resources asks for {needed.named_gpus:g} GPUs (learner {needed.each.learner.gpus or 0:g} each, generator "
             f"{needed.each.generator.gpus or 0:g} each, tasks {needed.each.tasks.gpus:g}), but {where} has {gpus:g}; "
-            f"lower them, share GPUs by fractions{_WAIT if where == 'the cluster' else ''}."
+            f"lower them, share GPUs by fractions{WAIT if where == 'the cluster' else ''}."
         )

@@ -90,12 +90,15 @@ class Session:
     def resources(self) -> Resources:
         return resources_of(self.study)
 
-    def check_resources(self) -> None:
-        """Raises InputError when the study does not fit the disk, the cluster or this machine; joins the cluster."""
+    def check_resources(self, *, wait: bool = True) -> None:
+        """Raises InputError when the study does not fit the disk, the cluster or this machine; joins the cluster.
+
+        wait: for `resources.nodes_seconds`, which asks an autoscaler for nodes; else the cluster is taken as it is.
+        """
         check_disk(self.study, self.files)
         if self.is_remote:
             self.connect()
-            if self.study.resources.nodes_seconds:
+            if wait and self.study.resources.nodes_seconds:
                 await_nodes(self.resources, self.needs, self.study.resources.nodes_seconds)
             total, alive = ray.cluster_resources(), [node for node in ray.nodes() if node["Alive"]]
             check_cluster(
