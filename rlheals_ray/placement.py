@@ -32,6 +32,16 @@ def options_beside(need: Need, node: str | None) -> dict[str, Any]:
     return need.options() | placed
 
 
+def has_process(actor: ray.actor.ActorHandle) -> bool:
+    """Whether the actor has a process on some node, be it starting; else it waits for a node with room for it."""
+    # Private to Ray; its public state API asks the dashboard, which a cluster need not have.
+    try:
+        state = ray._private.state.actors(actor._actor_id.hex())
+    except Exception:  # a deadline that runs is the safe side
+        return True
+    return bool(state.get("Address", {}).get("IPAddress", "unknown"))
+
+
 def is_spread() -> bool:
     """Whether the connected cluster has more than one node with CPUs."""
     return sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes()) > 1

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 MAX_FAILURES = 2
-"""How often one work item may lose its worker group before it counts as failed."""
+"""How often in a row one work item may lose its worker group, without getting further than before, before it counts
+as failed."""
+
+COUNTERS = ("step", "update", "sampled")
+"""What progress rows count: an item gets further when one of these is more than it has ever been."""
+
+
+class Restart(NamedTuple):
+    """A worker group lost in the midst of an item, which it was then handed again."""
+
+    time: float
+    """Seconds since the epoch."""
+    key: str
+    """The item's."""
+    cause: str
 
 
 @dataclass(frozen=True)
@@ -27,13 +42,23 @@ class _Item:
     rows: list[Mapping[str, Any]] = field(default_factory=list)
     error: str | None = None
     finished: bool = False
-    attempts: int = 0
+    losses: int = 0
+    """Since it last got further."""
+    furthest: dict[str, int] = field(default_factory=dict)
     causes: list[str] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def notify(self) -> None:
         self.changed.set()
         self.changed = asyncio.Event()
+
+    def advance(self, row: Mapping[str, Any]) -> None:
+        """Take note of how far it is."""
+        further = {name: row[name] for name in COUNTERS if row.get(name, -1) > self.furthest.get(name, -1)}
+        if further:
+            self.furthest |= further
+            self.losses = 0
+            self.causes.clear()
 
 
 class WorkQueue:
@@ -46,6 +71,7 @@ class WorkQueue:
         self._incarnation: dict[str, str] = {}
         self._node: dict[str, str] = {}
         self._taken: Counter[str] = Counter()
+        self._restarts: list[Restart] = []
         self._arrived = asyncio.Condition()
         self._closed = False
 
@@ -82,16 +108,21 @@ class WorkQueue:
         """
         async with self._arrived:
             self._incarnation[group] = incarnation
+            before = self._node.get(group, "")
             self._node[group] = node
             self._taken[group] += 1
             self._arrived.notify_all()
         if group in self._at:
             item = self._items[self._at[group]]
-            item.attempts += 1
-            if item.attempts <= MAX_FAILURES:
+            item.losses += 1
+            if item.losses <= MAX_FAILURES:
+                cause = item.causes[-1] if item.causes else f"its workers were lost (node {before})"
+                self._restarts.append(Restart(time.time(), item.work.key, cause))
                 return item.work
             causes = "\n".join(item.causes) or "no worker left a traceback"
-            await self.finish(group, f"{causes}\nits worker group died {item.attempts} times")
+            await self.finish(
+                group, f"{causes}\nits worker group died {item.losses} times without getting any further"
+            )
         async with self._arrived:
             await self._arrived.wait_for(
                 lambda: self._incarnation[group] != incarnation or self._waiting or self._closed
@@ -106,6 +137,10 @@ class WorkQueue:
         """How often the group has asked for work."""
         return self._taken[group]
 
+    async def restarts(self) -> list[Restart]:
+        """Every loss of a worker group after which its item was begun again."""
+        return self._restarts
+
     async def note(self, group: str, rank: int, cause: str) -> None:
         """Remember why a rank left the item that its group is at."""
         if group in self._at:
@@ -114,6 +149,8 @@ class WorkQueue:
     async def report(self, group: str, rows: Sequence[Mapping[str, Any]]) -> None:
         item = self._items[self._at[group]]
         item.rows.extend(rows)
+        for row in rows:
+            item.advance(row)
         item.notify()
 
     async def finish(self, group: str, error: str | None = None) -> None:

@@ -184,13 +184,14 @@ class RolloutSettings(Settings):
     verify_weights: bool = False
     """Compare what the engines serve with what the learner holds, at every sync."""
     start_seconds: PositiveFloat = 900.0
-    """Deadline of an engine's start."""
+    """Deadline of an engine's start, once it has a node."""
     sync_seconds: PositiveFloat = 300.0
     """Deadline of a weight sync."""
     stall_seconds: PositiveFloat = 180.0
     """A generator that makes no progress for this long counts as hung: it is killed and replaced."""
     max_failures: Annotated[int, Field(ge=0)] = 20
-    """Generators that a study may lose (killed, hung, out of memory) before it gives up, naming the causes."""
+    """Generators that one team may lose in a row (killed, hung, out of memory, with their nodes), without finishing a
+    run in between, before the study gives up, naming the causes."""
 
     @model_validator(mode="after")
     def _teams(self) -> RolloutSettings:

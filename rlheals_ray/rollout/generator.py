@@ -163,7 +163,7 @@ def start_generator(
     """
     environment = {**ENGINES[settings.rollout.engine].environment, "OMP_NUM_THREADS": str(threads)}
     actor = ray.remote(concurrency_groups={"health": 1})(Generator).options(
-        max_restarts=settings.rollout.max_failures,
+        max_restarts=-1,  # the pool counts, and gives up
         runtime_env={"env_vars": environment},
         **options_beside(need, beside),
     )

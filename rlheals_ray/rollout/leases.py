@@ -133,7 +133,7 @@ class Leases:
         """With `near`, each team starts beside the worker group that it serves."""
         rollout = settings.rollout
         size = rollout.generators_per_branch
-        self._failures = Failures(rollout.max_failures)
+        self._failures = Failures(rollout.max_failures, size)
 
         def start(node: str | None) -> ray.actor.ActorHandle:
             return start_generator(settings, threads=threads, need=need, beside=node)
@@ -184,6 +184,7 @@ class Leases:
             for error in parts:
                 if error is not None:
                     raise error
+            self._failures.finished(team[0].number)
             size = len(team)
             return Run(
                 lease.blocks,
@@ -196,9 +197,10 @@ class Leases:
         finally:
             self._lending.give_back(team)
 
-    async def lost_episodes(self, cause: str) -> None:
-        """Count episodes that were finished but lost on their way, with the node that held them."""
-        self._failures.add(-1, cause)
+    async def lost_episodes(self, cause: str, in_a_row: int) -> None:
+        """Count episodes that were finished but lost on their way, with the node that held them: so many times to the
+        one who asked for them."""
+        self._failures.add_episodes(cause, in_a_row)
 
     async def failures(self) -> list[Failure]:
         return self._failures.all

@@ -3,11 +3,12 @@
 A consumer (a branch's update, a probe) has exclusive use of a team of `rollout.generators_per_branch`
 generators for one load-and-run. With one team consumers queue, with several they run side by side.
 Generators may die or hang at any moment: each episode still comes back exactly once (see leases.py,
-watched.py and shares.py), and only `rollout.max_failures` losses end the study.
+watched.py and shares.py), and only more than `rollout.max_failures` losses of a team in a row end the study.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,14 +66,14 @@ class Pool:
 
         Of several free teams, one on the caller's own node.
 
-        Raises ValueError when two requests have one id, PoolFailed when more generators were lost than
+        Raises ValueError when two requests have one id, PoolFailed when a team lost more generators in a row than
         `rollout.max_failures` allows, NotExactlyOnce should an episode be missing or double, and at once
         whatever loading, the task's judge or the engine raised: doing that again would not help.
         """
         if len({request.id for request in requests}) != len(requests):
             raise ValueError("two requests have the same id: equal problem and seed make equal episodes")
         held, here = ray.put(list(requests)), ray.get_runtime_context().get_node_id()
-        while True:
+        for time in itertools.count(1):
             try:
                 asked = (load, [held], len(requests), sampling, weights, here)
                 run: Run = ray.get(self.leases.run.remote(*asked))
@@ -83,7 +84,7 @@ class Pool:
                 raise
             except ObjectLostError as error:
                 # The node that held finished episodes is gone; the whole lease is done again.
-                self._count(f"finished episodes were lost: {error}")
+                self._count(f"finished episodes were lost: {error}", time)
             else:
                 return Rollout(
                     merge(requests, weights, (episode for block in blocks for episode in block)),
@@ -93,6 +94,7 @@ class Pool:
                     run.seconds_judge,
                     run.seconds_sync,
                 )
+        raise AssertionError("unreachable")
 
     def failures(self) -> list[Failure]:
         """Every generator lost so far: when, which, why."""
@@ -108,9 +110,9 @@ class Pool:
         """End every engine."""
         ray.kill(self.leases)
 
-    def _count(self, cause: str) -> None:
+    def _count(self, cause: str, in_a_row: int) -> None:
         try:
-            ray.get(self.leases.lost_episodes.remote(cause))
+            ray.get(self.leases.lost_episodes.remote(cause, in_a_row))
         except PoolFailed as error:
             raise _plain(error) from None
 

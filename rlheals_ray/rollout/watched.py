@@ -23,6 +23,7 @@ from ray.exceptions import (
 )
 
 from rlheals_ray.config import RolloutSettings
+from rlheals_ray.placement import has_process
 from rlheals_ray.rollout.episode import Sampling, Weights, WrongWeights
 from rlheals_ray.rollout.failures import Failures, PoolFailed
 from rlheals_ray.rollout.generator import Ready, Receipt
@@ -30,7 +31,8 @@ from rlheals_ray.rollout.load import Load
 from rlheals_ray.rollout.progress import Progress
 
 START_ATTEMPTS = 3
-"""Starts in a row that may fail before the pool gives up: a fourth would hardly fare better."""
+"""Starts in a row that may fail before the pool gives up: a fourth would hardly fare better. Waiting for a node that
+has room is no start."""
 
 HOST_SECONDS = 120.0
 """How long the first start of an engine waits to be told where its learner is."""
@@ -182,7 +184,7 @@ class WatchedGenerator:
             self.handle = self.start(await self._beside())
         for _ in range(START_ATTEMPTS):
             try:
-                ready = await asyncio.wait_for(self._answer(), self.settings.start_seconds)
+                ready = await self._answer_in_time()
             except TimeoutError:
                 cause = f"did not start within rollout.start_seconds={self.settings.start_seconds:g} s"
             except RayActorError as error:
@@ -212,6 +214,22 @@ class WatchedGenerator:
             return await asyncio.wait_for(self.host(), HOST_SECONDS)
         except (TimeoutError, *_DEAD):
             return None
+
+    async def _answer_in_time(self) -> Ready:
+        """Its answer; raises TimeoutError when it has had a process for `start_seconds` without one.
+
+        However long it waits for a node with room: the cluster may bring one, and its learner's work waits as well.
+        """
+        had, interval = 0.0, min(self.settings.start_seconds / 4, 2.0)
+        answer = asyncio.ensure_future(self._answer())
+        try:
+            while not (await asyncio.wait({answer}, timeout=interval))[0]:
+                had += interval if has_process(self.handle) else 0.0
+                if had >= self.settings.start_seconds:
+                    raise TimeoutError
+            return answer.result()
+        finally:
+            answer.cancel()
 
     async def _answer(self) -> Ready:
         while True:

@@ -102,9 +102,13 @@ def pool(
     """Makes the pool's own object, in this process, over generators with one fault."""
     actors = []
 
-    def make(fault: Fault, generators: int = 1, team: int | None = None, **settings: Any) -> leases.Leases:
+    def make(
+        fault: Fault, generators: int = 1, team: int | None = None, memory: int = 0, **settings: Any
+    ) -> leases.Leases:
         def start(*arguments: Any, **options: Any) -> ray.actor.ActorHandle:
-            actor = ray.remote(concurrency_groups={"health": 1})(Faulty).options(num_cpus=0, max_restarts=5)
+            actor = ray.remote(concurrency_groups={"health": 1})(Faulty).options(
+                num_cpus=0, max_restarts=-1, memory=memory or None
+            )
             actors.append(actor.remote(fault, str(tmp_path)))
             return actors[-1]
 
@@ -243,6 +247,32 @@ def test_losses_beyond_max_failures_end_the_study_and_are_all_named(
     *causes, reason = in_pool(made, work).splitlines()
     assert "3 generators" in reason and "rollout.max_failures=2" in reason
     assert len(causes) == 3 and all("generator 0: process here:" in cause for cause in causes)
+
+
+def test_a_generator_that_waits_for_room_is_no_failed_start(pool: Callable[..., leases.Leases]) -> None:
+    """It waits four times as long as it may take to start, three starts and more, and is not given up."""
+    room = 4 << 20
+    free = int(ray.available_resources()["memory"])
+    holder = ray.remote(Holder).options(num_cpus=0, memory=free - room // 2).remote()
+    ray.get(holder.there.remote())
+    made = pool(("nothing", 0), memory=room, start_seconds=1.0)
+
+    async def work() -> list[Episode]:
+        asked = asyncio.ensure_future(ask(made))
+        await asyncio.sleep(4.0)
+        assert not asked.done() and await made.failures() == []
+        made._generators[0].settings = RolloutSettings(start_seconds=60.0)  # processes start slowly here
+        ray.kill(holder)
+        return await asked
+
+    assert len(in_pool(made, work)) == len(REQUESTS)
+    assert asyncio.run(made.failures()) == []
+
+
+class Holder:
+    """Keeps what it reserves."""
+
+    def there(self) -> None: ...
 
 
 def test_a_generator_that_died_unwatched_is_counted_when_it_is_met_again(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
-from rlheals_ray.work_queue import Work, WorkQueue
+from rlheals_ray.work_queue import MAX_FAILURES, Restart, Work, WorkQueue
 
 WORK = Work("rl/seed=0", "package.module:function", {})
 
@@ -55,3 +56,50 @@ def test_the_node_of_a_group_is_that_of_its_present_workers() -> None:
         assert await queue.host("never started") is None
 
     asyncio.run(main())
+
+
+async def lose(queue: WorkQueue, rows: Sequence[dict[str, int]], times: int) -> bool:
+    """Have a group start the item, report `rows` and be lost, `times` times; returns whether it is still at work."""
+    for _ in range(times):
+        await queue.report("g", rows)
+        again = asyncio.ensure_future(queue.take("g", "again", "node"))
+        await asyncio.sleep(0)
+        if not again.done():
+            again.cancel()
+            return False
+        assert again.result() == WORK
+    return True
+
+
+def test_an_item_that_gets_on_outlives_any_number_of_losses() -> None:
+    async def main() -> list[Restart]:
+        queue = WorkQueue()
+        await queue.submit(WORK)
+        await queue.take("g", "first", "node")
+        for step in range(0, 100, 10):
+            # Each time it begins again where it was saved last, a little before, and is lost a little further on.
+            rows = [{"step": at} for at in range(max(0, step - 5), step + 10)]
+            assert await lose(queue, rows, times=MAX_FAILURES)
+        return await queue.restarts()
+
+    restarts = asyncio.run(main())
+    assert len(restarts) == 10 * MAX_FAILURES
+    assert {restart.key for restart in restarts} == {WORK.key}
+    assert restarts[0].cause == "its workers were lost (node node)"
+
+
+def test_an_item_that_is_lost_at_the_same_place_again_and_again_fails() -> None:
+    async def main() -> tuple[bool, list[Restart], str | None]:
+        queue = WorkQueue()
+        await queue.submit(WORK)
+        await queue.take("g", "first", "node")
+        rows = [{"update": 6}, {"update": 7}]
+        assert await lose(queue, rows, times=MAX_FAILURES)
+        await queue.report("g", rows)
+        await queue.note("g", 0, "Traceback\nOSError: no memory")
+        still = await lose(queue, [], times=1)
+        return still, await queue.restarts(), (await queue.follow(WORK.key, 99))[2]
+
+    still, restarts, error = asyncio.run(main())
+    assert not still and len(restarts) == MAX_FAILURES, "the last loss is a failure, no restart"
+    assert error is not None and "OSError: no memory" in error and f"died {MAX_FAILURES + 1} times" in error
