@@ -122,10 +122,10 @@ class EventLog:
             line = event_line(self.study, stage, cell, event, seconds, cause, at)
             self._append(line)
 
-    def unit(self, name: str, event: Event, *, cause: str | None = None) -> None:
+    def unit(self, name: str, event: Event, *, cause: str | None = None, at: float | None = None) -> None:
         """Add an event of the unit `name`, which says stage and cell."""
         stage, cell = place_of(name)
-        self.add(stage, event, cell, cause=cause)
+        self.add(stage, event, cell, cause=cause, at=at)
 
     def close(self) -> None:
         """Close the file; the next event opens it again."""

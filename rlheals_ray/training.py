@@ -22,7 +22,7 @@ import ray
 
 from rlheals_ray import placement
 from rlheals_ray.need import Need
-from rlheals_ray.work_queue import Work, WorkQueue
+from rlheals_ray.work_queue import Restart, Work, WorkQueue
 
 MAX_IDLE_RESTARTS = 2
 """How often a group may be restarted without asking for work in between: workers that cannot even start must
@@ -98,6 +98,11 @@ class Training:
             ray.get(ended)
         result: tuple[list[Mapping[str, Any]], bool, str | None] = ray.get(news)
         return result
+
+    def restarts(self) -> list[Restart]:
+        """Every worker group lost so far in the midst of an item that was begun again: when, which item, why."""
+        restarts: list[Restart] = ray.get(self.queue.restarts.remote())
+        return restarts
 
     def host(self, number: int) -> ray.ObjectRef:
         """Resolves to the node of the worker group that team `number` of generators serves; see WorkQueue.host."""

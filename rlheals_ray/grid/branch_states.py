@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rlheals_ray.config import Study
 from rlheals_ray.grid.units import Probe, StudyUnits
 from rlheals_ray.lineage import Branch
+from rlheals_ray.monitoring import CELLS_DONE, CELLS_FAILED
 from rlheals_ray.rl.compute import compute_by_update
 from rlheals_ray.storage import StudyFiles, Unit, write_json
 
@@ -73,6 +74,23 @@ def failure(files: StudyFiles, unit: Unit) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     return record if record.get("fingerprint") == unit.fingerprint and not files.is_done(unit) else None
+
+
+# --- the gauges
+
+
+def record_cells(study: Study, units: StudyUnits, files: StudyFiles) -> None:
+    """Set the gauges of the cells that are done and that failed. A control fails with its RL branch."""
+
+    def failed(branch: Branch, unit: Unit) -> bool:
+        if files.is_done(unit):
+            return False
+        needed = units.branch(beside(study, branch)) if branch.is_control else unit
+        return failure(files, unit) is not None or failure(files, needed) is not None
+
+    for stage, every in (("rl", list(units.branches())), ("control", list(units.controls()))):
+        CELLS_DONE.record(sum(files.is_done(unit) for _, unit in every), stage=stage)
+        CELLS_FAILED.record(sum(failed(branch, unit) for branch, unit in every), stage=stage)
 
 
 # --- the table

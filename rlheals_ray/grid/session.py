@@ -45,6 +45,7 @@ class Session:
     failures: dict[str, str] = field(default_factory=dict)
     """Unit name to the cause of its failure."""
     _losses_told: int = 0
+    _restarts_told: int = 0
 
     def __post_init__(self) -> None:
         serve_study(self.study.name)
@@ -69,14 +70,22 @@ class Session:
         self.events.unit(name, "failed", cause=cause)
 
     def tell_restarts(self) -> None:
-        """Tell which generators were lost and begun again since the last call."""
-        if "pool" not in self.__dict__ or not ray.is_initialized():
+        """Tell which generators, and whose learners, were lost and begun again since the last call."""
+        if not ray.is_initialized():
             return
-        with suppress(RayError):
-            losses = self.pool.failures()
-            for loss in losses[self._losses_told :]:
-                self.events.add("generator", "restarted", str(loss.generator), cause=loss.cause, at=loss.time)
-            self._losses_told = len(losses)
+        if "pool" in self.__dict__:
+            with suppress(RayError):
+                losses = self.pool.failures()
+                for loss in losses[self._losses_told :]:
+                    number = str(loss.generator)
+                    self.events.add("generator", "restarted", number, cause=loss.cause, at=loss.time)
+                self._losses_told = len(losses)
+        if "training" in self.__dict__:
+            with suppress(RayError):
+                restarts = self.training.restarts()
+                for restart in restarts[self._restarts_told :]:
+                    self.events.unit(restart.key, "restarted", cause=restart.cause, at=restart.time)
+                self._restarts_told = len(restarts)
 
     @cached_property
     def units(self) -> StudyUnits:

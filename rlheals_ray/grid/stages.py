@@ -13,7 +13,7 @@ import ray
 from rlheals_ray import tables
 from rlheals_ray.config import Study, TaskSettings
 from rlheals_ray.evaluation.probe import probe_problems
-from rlheals_ray.grid.branch_states import due_probes, forget_failure
+from rlheals_ray.grid.branch_states import due_probes, forget_failure, record_cells
 from rlheals_ray.grid.probes import probe_all, side_by_side
 from rlheals_ray.grid.progress import StageProgress
 from rlheals_ray.grid.session import Session
@@ -193,11 +193,21 @@ def rl_stage(session: Session) -> None:
             _begin(session, unit, branch.name)
             forget_failure(files, unit)
             pending.append(branch)
+    record_cells(study, units, files)  # also where nothing is left to do
     if pending:
         from rlheals_ray.grid.sweep import sweep  # loads ray.tune: only where there is something to sweep
 
         session.failures.update(
-            sweep(study, files, session.pool, session.training, pending, progress, session.events)
+            sweep(
+                study,
+                files,
+                session.pool,
+                session.training,
+                pending,
+                progress,
+                session.events,
+                session.tell_restarts,
+            )
         )
         progress.end()
 

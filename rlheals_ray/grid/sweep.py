@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray import tune
@@ -16,19 +17,22 @@ from ray.tune.logger import JsonLoggerCallback
 
 from rlheals_ray.config import Study
 from rlheals_ray.event_log import EventLog
-from rlheals_ray.grid.branch_states import failure
+from rlheals_ray.grid.branch_states import failure, record_cells
 from rlheals_ray.grid.progress import StageProgress
 from rlheals_ray.grid.tracking import trackers
 from rlheals_ray.grid.trial import branch_trial, failed_elsewhere
 from rlheals_ray.grid.units import StudyUnits
-from rlheals_ray.lineage import Branch, branches, controls
-from rlheals_ray.monitoring import CELLS_DONE, CELLS_FAILED, place_of, record_update
+from rlheals_ray.lineage import Branch
+from rlheals_ray.monitoring import record_update
 from rlheals_ray.rollout.pool import Pool
 from rlheals_ray.storage import StudyFiles, Unit
 from rlheals_ray.training import Training
 
 MAX_TRIAL_LOSSES = 5
 """How often a trial may lose its process."""
+
+RESTARTS_SECONDS = 30.0
+"""How often restarts are told of while the sweep runs, at most."""
 
 
 def sweep(
@@ -39,8 +43,12 @@ def sweep(
     pending: Sequence[Branch],
     progress: StageProgress,
     events: EventLog,
+    tell_restarts: Callable[[], None],
 ) -> dict[str, str]:
-    """Train and probe `pending`, RL before controls; returns the causes of those that failed, by unit name."""
+    """Train and probe `pending`, RL before controls; returns the causes of those that failed, by unit name.
+
+    tell_restarts: called now and then, to tell which processes were lost and begun again.
+    """
     # Tune writes a warning per trial about metrics that we do not use for scheduling.
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -68,7 +76,7 @@ def sweep(
             # A trial's process or node that is lost is no failure of its branch: another trial joins what is under way.
             failure_config=tune.FailureConfig(max_failures=MAX_TRIAL_LOSSES),
             callbacks=[
-                SweepWatch(progress, study, files, events),
+                SweepWatch(progress, study, files, events, tell_restarts),
                 JsonLoggerCallback(),
                 *trackers(study, files),
             ],
@@ -96,15 +104,27 @@ def _error(trial: Any) -> str:
 class SweepWatch(tune.Callback):
     """Shows the sweep's progress as trials report; tells the log and the metrics."""
 
-    def __init__(self, progress: StageProgress, study: Study, files: StudyFiles, events: EventLog) -> None:
-        self._progress, self._units, self._files, self._events = progress, StudyUnits(study), files, events
-        self._every = [self._units.branch(branch) for branch in (*branches(study), *controls(study))]
+    def __init__(
+        self,
+        progress: StageProgress,
+        study: Study,
+        files: StudyFiles,
+        events: EventLog,
+        tell_restarts: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._progress, self._files, self._events = progress, files, events
+        self._study, self._units = study, StudyUnits(study)
+        self._tell_restarts, self._told = tell_restarts, time.monotonic()
         self._begun: set[Unit] = set()
-        self._count()
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks to restore them later; this one belongs to the running process.
         return {}
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if time.monotonic() - self._told > RESTARTS_SECONDS:
+            self._tell_restarts()
+            self._told = time.monotonic()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         unit = self._unit(trial)
@@ -151,7 +171,4 @@ class SweepWatch(tune.Callback):
         return failed["cause"] if failed else None
 
     def _count(self) -> None:
-        for stage in ("rl", "control"):
-            units = [unit for unit in self._every if place_of(unit.name)[0] == stage]
-            CELLS_DONE.record(sum(self._files.is_done(unit) for unit in units), stage=stage)
-            CELLS_FAILED.record(sum(failure(self._files, unit) is not None for unit in units), stage=stage)
+        record_cells(self._study, self._units, self._files)
