@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlheals_ray.config import Study
+from rlheals_ray.event_log import without_secrets
 from rlheals_ray.grid.units import Probe, StudyUnits
 from rlheals_ray.lineage import Branch
 from rlheals_ray.monitoring import CELLS_DONE, CELLS_FAILED
@@ -57,8 +58,9 @@ def _note(files: StudyFiles, unit: Unit) -> Path:
 def note_failure(
     files: StudyFiles, unit: Unit, cause: str, update: int | None = None, compute: int | None = None
 ) -> None:
-    """Remember why a branch failed, its last update, and what it had spent, where that is known."""
-    record = {"fingerprint": unit.fingerprint, "cause": cause, "update": update, "compute": compute}
+    """Remember why a branch failed (without secrets), its last update, and what it had spent, where that is known."""
+    kept = without_secrets(cause)
+    record = {"fingerprint": unit.fingerprint, "cause": kept, "update": update, "compute": compute}
     write_json(_note(files, unit), record)
 
 

@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 
 from rlheals_ray.config import Study
 from rlheals_ray.connection import connect, named_cluster
-from rlheals_ray.event_log import EventLog
+from rlheals_ray.event_log import EventLog, without_secrets
 from rlheals_ray.grid.nodes import await_nodes
 from rlheals_ray.grid.plan_bytes import check_disk
 from rlheals_ray.grid.progress import Timings
@@ -65,8 +65,8 @@ class Session:
         self.events.unit(unit.name, "done")
 
     def fail(self, name: str, cause: str) -> None:
-        """Remember why the unit or stage `name` failed, and tell."""
-        self.failures[name] = cause
+        """Remember why the unit or stage `name` failed, without secrets, and tell."""
+        self.failures[name] = without_secrets(cause)
         self.events.unit(name, "failed", cause=cause)
 
     def tell_restarts(self) -> None:

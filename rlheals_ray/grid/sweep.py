@@ -16,7 +16,7 @@ from ray import tune
 from ray.tune.logger import JsonLoggerCallback
 
 from rlheals_ray.config import Study
-from rlheals_ray.event_log import EventLog
+from rlheals_ray.event_log import EventLog, without_secrets
 from rlheals_ray.grid.branch_states import failure, record_cells
 from rlheals_ray.grid.progress import StageProgress
 from rlheals_ray.grid.tracking import trackers
@@ -85,7 +85,7 @@ def sweep(
     failures = {}
     for result in tuner.fit():
         if result.error is not None:
-            failures[Branch.of(result.config["branch"]).name] = str(result.error)
+            failures[Branch.of(result.config["branch"]).name] = without_secrets(str(result.error))
     return failures
 
 

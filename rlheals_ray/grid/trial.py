@@ -12,7 +12,7 @@ from typing import Any
 from ray import tune
 
 from rlheals_ray.config import Study
-from rlheals_ray.event_log import tell
+from rlheals_ray.event_log import tell, without_secrets
 from rlheals_ray.grid.branch_states import beside, due_probes, failure, note_failure, spent_by_budget
 from rlheals_ray.grid.probes import run_probe
 from rlheals_ray.grid.units import StudyUnits
@@ -52,9 +52,10 @@ def branch_trial(
             ):
                 tune.report(row)
         except Exception:
-            note_failure(files, unit, traceback.format_exc(), *_how_far(study, told))
-            tell(study.name, *place_of(unit.name), "failed", traceback.format_exc())
-            raise
+            cause = without_secrets(traceback.format_exc())
+            note_failure(files, unit, cause, *_how_far(study, told))
+            tell(study.name, *place_of(unit.name), "failed", cause)
+            raise WorkFailed(cause) from None  # Tune keeps what a trial raises, in files too
     for wanted in due_probes(files, units, branch):
         run_probe(study, files, pool, wanted)
     tune.report({"updates": 0})
