@@ -16,13 +16,12 @@ from rlheals_ray.grid.preflight_base import (
     token_counter,
 )
 from rlheals_ray.grid.preflight_data import check_data
+from rlheals_ray.grid.preflight_turns import SPARE, check_turns
 from rlheals_ray.storage import StudyFiles
 from rlheals_ray.tasks import Task, get_task, rules_of
 from rlheals_ray.tasks.conformance import Effort
 from rlheals_ray.tasks.conformance.apart import check_apart
-
-_SPARE = 8
-"""Tokens by which a feedback may be longer than the one that is measured."""
+from rlheals_ray.tasks.turns import is_turnwise
 
 _CHECKED: set[str] = set()
 """Tasks of one's own that this process has found right."""
@@ -83,15 +82,18 @@ def _check_context(study: Study, task: Task) -> None:
             f"rollout.max_model_len (got {study.rollout.max_model_len}): base.model {study.base.model!r} has "
             f"{longest} positions; use at most {longest}."
         )
+    if is_turnwise(task):
+        check_turns(study, task)
+        return
     length = token_counter(study)
     problem = task.problems("id", "train", 1, seed=0)[0]
     prompt = length(task.prompt(problem))
     feedback = length(task.reply(task.judge(problem, "")))
     for stage, settings in (("rl", study.rl), ("evaluation", study.evaluation)):
         attempts, new = settings.max_attempts, settings.max_new_tokens
-        needed = prompt + attempts * new + (attempts - 1) * (feedback + _SPARE)
+        needed = prompt + attempts * new + (attempts - 1) * (feedback + SPARE)
         if needed > study.rollout.max_model_len:
-            fitting = (study.rollout.max_model_len - prompt + feedback + _SPARE) // (new + feedback + _SPARE)
+            fitting = (study.rollout.max_model_len - prompt + feedback + SPARE) // (new + feedback + SPARE)
             remedy = f"use {stage}.max_attempts={fitting} or a" if fitting >= 1 else "use a"
             raise InputError(
                 f"{stage}.max_attempts (got {attempts}): episodes of {attempts} turns of {stage}.max_new_tokens={new} "

@@ -101,8 +101,13 @@ def token_counter(study: Study) -> Callable[[str], int]:
     """How many tokens a turn has, template included. Raises InputError for a tokenizer without a template."""
     if study.base.model == NANO:
         return lambda text: len(text.split()) + 2  # one word, one token; and the turn's two marks
-    chat = _plain(study.base.model) if study.base.prompt == "plain" else _chat(study.base.model)
+    chat = chat_format(study)
     return lambda text: len(chat.first_turn(text))
+
+
+def chat_format(study: Study) -> ChatFormat:
+    """The turns of a base.model other than nano. Raises InputError for a tokenizer without a template."""
+    return _plain(study.base.model) if study.base.prompt == "plain" else _chat(study.base.model)
 
 
 def _plain(model: str) -> ChatFormat:

@@ -43,9 +43,9 @@ class Batch:
 
 
 def batch_of(episodes: Sequence[Episode], max_attempts: int) -> Batch:
-    """Lay episodes out as tensors; K = max_attempts."""
+    """Lay episodes out as tensors; K = max_attempts, or more where an episode has more turns."""
     ids, turn_of, logprobs = [], [], []
-    shape = (len(episodes), max_attempts)
+    shape = (len(episodes), max([max_attempts, *(len(episode.turns) for episode in episodes)]))
     prompt_end = torch.zeros(shape, dtype=torch.long)
     rewards = torch.zeros(shape)
     exists = torch.zeros(shape, dtype=torch.bool)

@@ -3,7 +3,8 @@
 The samples are drawn as RL draws its own: the same training problems in the same order, the same number of episodes,
 rl.temperature, rl.max_attempts, but all by the start's weights (one round of rejection sampling, as RFT: Yuan et al.
 2023, arXiv:2308.01825). An episode that was solved is an example: its conversation as it stands, the loss on the answer
-that solved it alone. Up to an RL budget only samples of that budget's episodes are trained on.
+that solved it alone, and on the accepted ones before it where a problem takes several. Up to an RL budget only samples
+of that budget's episodes are trained on.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ most that many."""
 
 _SAMPLES = pa.schema(
     {"update": pa.int64(), "problem_id": pa.string(), "tokens": pa.int64(), "ids": pa.list_(pa.int64()),
-     "answer": pa.int64()}
+     "answer": pa.int64(), "accepted": pa.list_(pa.list_(pa.int64()))}
 )  # fmt: skip
 """One row per episode. ids: the conversation up to the answer that solved it, null when none did; answer: how many of
-its last ids are that answer."""
+its last ids are that answer; accepted: where in ids the right answers before it begin and end."""
 
 
 @dataclass(frozen=True)
@@ -154,10 +155,16 @@ def _sample(spec: BranchSpec, problems: Sequence[Problem], kept: Path, updates: 
 def _row(update: int, episode: Episode) -> dict[str, Any]:
     row = {"update": update, "problem_id": episode.problem.id, "tokens": episode.all_tokens}
     if episode.solved_at is None:
-        return {**row, "ids": None, "answer": None}
-    turns = episode.turns[: episode.solved_at]
-    ids = [token for turn in turns for token in (*turn.prompt_ids, *turn.completion_ids)]
-    return {**row, "ids": ids, "answer": len(turns[-1].completion_ids)}
+        return {**row, "ids": None, "answer": None, "accepted": None}
+    ids: list[int] = []
+    accepted = []
+    for turn in episode.turns:  # the last one solved it
+        ids += turn.prompt_ids
+        start = len(ids)
+        ids += turn.completion_ids
+        if turn.verdict.accepted:
+            accepted.append([start, len(ids)])
+    return {**row, "ids": ids, "answer": len(episode.turns[-1].completion_ids), "accepted": accepted}
 
 
 def _read(kept: Path) -> list[dict[str, Any]]:
@@ -167,4 +174,7 @@ def _read(kept: Path) -> list[dict[str, Any]]:
 
 def _example(row: Mapping[str, Any], problems: Mapping[str, Problem]) -> Example:
     ids, answer = row["ids"], row["answer"]
-    return Example(problems[row["problem_id"]], ids, [IGNORE] * (len(ids) - answer) + ids[-answer:])
+    labels = [IGNORE] * (len(ids) - answer) + ids[-answer:]
+    for start, end in row.get("accepted") or ():
+        labels[start:end] = ids[start:end]
+    return Example(problems[row["problem_id"]], ids, labels)

@@ -1,4 +1,4 @@
-"""What an episode is: a problem, and up to `max_attempts` turns at it.
+"""What an episode is: a problem, and up to `max_attempts` turns at it, or at each of its steps.
 
 Token ids, log-probabilities and the identity of the weights are append-only per turn; nothing is
 decoded and encoded again, so the learner sees exactly what the engine sampled.
@@ -41,6 +41,7 @@ class Sampling:
     temperature: float
     max_new_tokens: int
     max_attempts: int
+    """Tries at a problem; of a task that is solved in several turns, at each of them."""
     logprobs: bool = False
     top_p: float = 1.0
     top_k: int = 0
@@ -77,7 +78,7 @@ class EpisodeRequest:
 
 @dataclass(frozen=True)
 class Turn:
-    """One attempt. `prompt_ids` are the environment's new tokens only; `completion_ids` the model's."""
+    """One answer. `prompt_ids` are the environment's new tokens only; `completion_ids` the model's."""
 
     prompt_ids: list[int]
     completion_ids: list[int]
@@ -103,8 +104,30 @@ class Episode:
 
     @property
     def solved_at(self) -> int | None:
-        """The attempt that solved it, counted from 1."""
-        return next((i for i, turn in enumerate(self.turns, 1) if turn.verdict.solved), None)
+        """The attempt that solved it, counted from 1; None where none did.
+
+        Where it takes several right answers, the most tries that one of them took: 1 where nothing failed.
+        """
+        most = failed = 0
+        for turn in self.turns:
+            if turn.verdict.solved:
+                return most + 1
+            failed = 0 if turn.verdict.accepted else failed + 1
+            most = max(most, failed)
+        return None
+
+    @property
+    def accepted(self) -> list[str]:
+        """The right answers so far that did not yet solve it."""
+        return [turn.answer for turn in self.turns if turn.verdict.accepted]
+
+    @property
+    def failed(self) -> int:
+        """Tries without success since the last right answer."""
+        failed = 0
+        for turn in self.turns:
+            failed = 0 if turn.verdict.accepted else failed + 1
+        return failed
 
     @property
     def tokens(self) -> int:

@@ -1,4 +1,4 @@
-"""The episode loop: every problem is attempted, judged and, with the feedback, attempted again.
+"""The episode loop: every problem is attempted, judged and, with the feedback, attempted again or gone on with.
 
 The engine stays full: a finished turn is judged at once and its next turn joins the running batch.
 Every request is with the engine from the start, however many it decodes side by side.
@@ -16,6 +16,7 @@ from rlheals_ray.rollout.engine import Completion, Engine
 from rlheals_ray.rollout.episode import Episode, EpisodeRequest, Sampling, Turn, Weights
 from rlheals_ray.rollout.progress import Progress
 from rlheals_ray.tasks import Task
+from rlheals_ray.tasks.turns import judge_turn
 
 REMEMBERED = 1 << 16
 """Renderings that a RememberingChat keeps."""
@@ -88,8 +89,8 @@ def stream_episodes(
 ) -> Iterator[tuple[int, Episode]]:
     """Yield (place in `requests`, episode) as each episode ends, and count in `progress`.
 
-    An episode ends when it is solved, after `max_attempts` turns, or when its next turn would not
-    fit into `max_model_len` tokens.
+    An episode ends when it is solved, after `max_attempts` turns in a row that were not accepted, or when its
+    next turn would not fit into `max_model_len` tokens.
 
     The tokens of a turn are drawn with a seed of their own (`EpisodeRequest.turn_seed`), so they do not
     depend on which other requests are run, in which order, or how many there are, except through
@@ -147,11 +148,11 @@ def _advance(
     """Judge a finished turn; True when the episode goes on, its next prompt appended."""
     episode = state.episode
     answer = chat.answer(completion.ids)
-    verdict = task.judge(episode.problem, answer)
+    verdict = judge_turn(task, episode.problem, episode.accepted, answer)
     episode.turns.append(
         Turn(state.new, completion.ids, completion.logprobs, completion.stopped, answer, verdict, weights)
     )
-    if verdict.solved or len(episode.turns) == sampling.max_attempts:
+    if verdict.solved or episode.failed == sampling.max_attempts:
         return False
     state.new = chat.next_turn(task.reply(verdict), ended=completion.stopped)
     state.context += completion.ids + state.new

@@ -20,6 +20,7 @@ from rlheals_ray.models.chat import ChatFormat
 from rlheals_ray.received import record_received
 from rlheals_ray.storage import StudyFiles
 from rlheals_ray.tasks import Problem, Task
+from rlheals_ray.tasks.turns import demonstration_turns, replies_of
 
 IGNORE = -100
 
@@ -118,10 +119,22 @@ def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
 def demonstrate(
     task: Task, chat: ChatFormat, problem: Problem, seed: int, prompt: list[int] | None = None
 ) -> Example:
-    """A problem's prompt and demonstration as token ids; `prompt`: the ids of its prompt, where they are known."""
-    prompt = chat.first_turn(task.prompt(problem)) if prompt is None else prompt
-    completion = chat.completion(task.demonstration(problem, seed=seed))
-    return Example(problem, prompt + completion, [IGNORE] * len(prompt) + completion)
+    """A problem's prompt and demonstration as token ids; `prompt`: the ids of its prompt, where they are known.
+
+    Where it takes several answers: the whole conversation, as an episode without a failure has it.
+    """
+    said = chat.first_turn(task.prompt(problem)) if prompt is None else prompt
+    answers = demonstration_turns(task, problem, seed)
+    replies = replies_of(task, problem, answers)
+    ids: list[int] = []
+    labels: list[int] = []
+    for place, answer in enumerate(answers):
+        if place:
+            said = chat.next_turn(replies[place - 1], ended=True)
+        completion = chat.completion(answer)
+        ids += said + completion
+        labels += [IGNORE] * len(said) + completion
+    return Example(problem, ids, labels)
 
 
 def training_examples(task: Task, chat: ChatFormat, settings: SFTSettings, seed: int) -> list[Example]:

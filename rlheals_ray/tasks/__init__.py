@@ -14,9 +14,19 @@ from rlheals_ray.tasks.general_points import GeneralPoints
 from rlheals_ray.tasks.matrix_rank import MatrixRank
 from rlheals_ray.tasks.navigation import Navigation
 from rlheals_ray.tasks.reasoning_gym import ReasoningGym
-from rlheals_ray.tasks.task import Problem, Rule, Split, Task, Verdict, ood_rules, rules_of
+from rlheals_ray.tasks.task import Problem, Rule, Split, Task, TurnwiseTask, Verdict, ood_rules, rules_of
 
-__all__ = ["Problem", "Rule", "Split", "Task", "Verdict", "get_task", "ood_rules", "rules_of"]
+__all__ = [
+    "Problem",
+    "Rule",
+    "Split",
+    "Task",
+    "TurnwiseTask",
+    "Verdict",
+    "get_task",
+    "ood_rules",
+    "rules_of",
+]
 
 _TASKS: dict[str, Any] = {
     "general_points": GeneralPoints,

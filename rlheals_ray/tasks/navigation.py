@@ -4,15 +4,19 @@ Under the rule `id` one turns to a compass direction, `turn_direction(northeast)
 `turn_direction(slightly left)`. Instruction and observations are of the same kind under both and name each turn both
 ways, `Turn left to face east`; only the action space in the prompt says which is asked for.
 
-The published environment asks for one action at a time and shows what was observed and done before. Here the
-observations of the whole right route are in the prompt, and the answer is all actions, one for each observation:
-`{"actions": ["turn_direction(north)", "forward()", "stop()"]}`. So a wrong action changes nothing of what is seen
-later. A published step has two tries, and a feedback says whether its action is wrong; here a try is a whole route
-(two are `evaluation.max_attempts: 2`), and the feedback names the first wrong action by its number.
+By default (`mode: steps`) the model is asked as in the published environment: it sees the instruction, what was
+observed and done so far and the current observation, and answers with one action,
+`{"current observation": ..., "current instruction": ..., "action": "turn_direction(north)"}`. The right one is done and
+the next observation told; a wrong one may be tried again, `max_attempts` times in all (2, as published), and the route
+counts only as a whole. Rewards, feedback and what differs: navigation_steps.py. The published environment renders the
+history anew for each step; here it is the conversation itself, since tokens are append-only. After the last try it is
+over, where the published environment asks once more without reading the answer.
 
-The published rewards are added up along the route, to the first wrong action: +1 for each right one, -1 for a wrong
-one. -1.5, published for a wrong observation, is for an action outside the action space and for an answer without a
-list. One action too few or too many is a wrong one.
+In `mode: route` the observations of the whole right route are in the prompt, and the answer is all actions, one for
+each observation: `{"actions": ["turn_direction(north)", "forward()", "stop()"]}`. A try is a whole route there, and the
+feedback names the first wrong action by its number. The rewards are added up along the route, to the first wrong
+action: +1 for each right one, -1 for a wrong one, -1.5 for an action outside the action space and for an answer without
+a list. One action too few or too many is a wrong one.
 
 By default routes are drawn (navigation_routes.py): that they have 1 to 3 steps between intersections, turns of 45° or
 90° and one-word landmarks is ours. The published ones, real streets, may be given as a file (navigation_files.py).
@@ -23,6 +27,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Literal
@@ -30,16 +35,17 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from rlheals_ray.config import InputError
+from rlheals_ray.tasks.answer import MAX_CHARACTERS
+from rlheals_ray.tasks.navigation_answers import find_actions, find_turn, find_turns
 from rlheals_ray.tasks.navigation_files import read_routes
 from rlheals_ray.tasks.navigation_routes import NAMES, Route, actions, draw, shape
-from rlheals_ray.tasks.navigation_wording import WORDINGS, directions_of, find_actions
+from rlheals_ray.tasks.navigation_steps import RIGHT, WORST, WRONG, judge_step, judge_steps
+from rlheals_ray.tasks.navigation_wording import WORDINGS, directions_of
 from rlheals_ray.tasks.splits import check_count, check_split, in_share, in_turn
 from rlheals_ray.tasks.task import Problem, Rule, Split, Verdict
 
 # Raise it whenever problems, prompts, demonstrations or verdicts change for the same options.
-_CODE_VERSION = 1
-
-_RIGHT, _WRONG, _MALFORMED = 1.0, -1.0, -1.5
+_CODE_VERSION = 2
 
 FEWEST = 100
 """Options that leave a split with fewer distinct problems are refused; of a file, those that leave one with none."""
@@ -56,6 +62,8 @@ class NavigationOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
+    mode: Literal["steps", "route"] = "steps"
+    """Whether one action is asked for at a time, as published, or all of a route at once."""
     turns: tuple[Turns, Turns] = (2, 6)
     """Fewest and most turns of a route, the one at its start included; all numbers are equally frequent."""
     landmarks: Annotated[int, Field(strict=True, ge=8, le=len(NAMES))] = 32
@@ -136,31 +144,43 @@ class Navigation:
         return sum(map(len, _pool(self, rule, split)))
 
     def prompt(self, problem: Problem) -> str:
-        return self._wording.prompt(self._own(problem).route, problem.rule)
+        own = self._own(problem)
+        return (self._wording.opening if self._steps else self._wording.prompt)(own.route, own.rule)
 
     def demonstration(self, problem: Problem, seed: int = 0) -> str:
-        """The same for every seed: there is one right answer."""
-        return self._wording.answer(actions(self._own(problem).route, problem.rule))
+        """The same for every seed, there being one right way; in steps the answers of all, a line each."""
+        return "\n".join(self.demonstration_turns(problem, seed))
 
     def judge(self, problem: Problem, text: str) -> Verdict:
-        """Reads the last object in `text` that has a list `actions`; the reward is that of the steps, added up."""
-        right, given = actions(self._own(problem).route, problem.rule), find_actions(text)
-        if given is None:
-            return Verdict(_MALFORMED, False, False, self._wording.feedback("illegal", 0))
-        if given == right:
-            return Verdict(_RIGHT * len(right), True, True, "")
-        known = {*directions_of(problem.rule), "forward", "stop"}
-        agreed = 0
-        while agreed < min(len(given), len(right)) and given[agreed] == right[agreed]:
-            agreed += 1
-        if agreed == len(given):
-            kind = "short"
-        elif agreed == len(right):
-            kind = "long"
-        else:
-            kind = "wrong" if given[agreed] in known else "unknown"
-        reward = _RIGHT * agreed + (_MALFORMED if kind == "unknown" else _WRONG)
-        return Verdict(reward, False, known.issuperset(given), self._wording.feedback(kind, agreed + 1))
+        """Reads the last object in `text` that has a list `actions`; the reward is that of the steps, added up.
+
+        In steps: all objects with an `action`, each the answer to the next observation.
+        """
+        own = self._own(problem)
+        if self._steps:
+            # A route of a file may be so long that its own demonstration is.
+            characters = len(self.demonstration(problem)) if len(text) > MAX_CHARACTERS else 0
+            given = find_turns(text, max(MAX_CHARACTERS, characters))
+            return judge_steps(self._wording, own.route, own.rule, given)
+        return self._judge_route(own, find_actions(text))
+
+    def turns(self, problem: Problem) -> int:
+        """One for each observation, the destination's included."""
+        return len(actions(self._own(problem).route, problem.rule)) if self._steps else 1
+
+    def judge_turn(self, problem: Problem, earlier: Sequence[str], text: str) -> Verdict:
+        """In steps: reads the last object with an `action`; as many answers before it, as many steps were made."""
+        if not self._steps:
+            return self.judge(problem, text)
+        own = self._own(problem)
+        return judge_step(self._wording, own.route, own.rule, len(earlier), find_turn(text))
+
+    def demonstration_turns(self, problem: Problem, seed: int = 0) -> list[str]:
+        """The right answer to each observation, or the one to all of them."""
+        route, rule = self._own(problem).route, problem.rule
+        if not self._steps:
+            return [self._wording.answer(actions(route, rule))]
+        return [self._wording.turn(route, rule, place) for place in range(self.turns(problem))]
 
     def reply(self, verdict: Verdict) -> str:
         return verdict.feedback
@@ -189,6 +209,29 @@ class Navigation:
 
     def problem_of(self, route: Route, rule: Rule) -> NavigationProblem:
         return NavigationProblem(f"{self.name}:{rule}:{route}", rule, shape(route), route)
+
+    @property
+    def _steps(self) -> bool:
+        return self.options.mode == "steps"
+
+    def _judge_route(self, problem: NavigationProblem, given: tuple[str, ...] | None) -> Verdict:
+        right = actions(problem.route, problem.rule)
+        if given is None:
+            return Verdict(WORST, False, False, self._wording.feedback("illegal", 0))
+        if given == right:
+            return Verdict(RIGHT * len(right), True, True, "")
+        known = {*directions_of(problem.rule), "forward", "stop"}
+        agreed = 0
+        while agreed < min(len(given), len(right)) and given[agreed] == right[agreed]:
+            agreed += 1
+        if agreed == len(given):
+            kind = "short"
+        elif agreed == len(right):
+            kind = "long"
+        else:
+            kind = "wrong" if given[agreed] in known else "unknown"
+        reward = RIGHT * agreed + (WORST if kind == "unknown" else WRONG)
+        return Verdict(reward, False, known.issuperset(given), self._wording.feedback(kind, agreed + 1))
 
     def _own(self, problem: Problem) -> NavigationProblem:
         if not isinstance(problem, NavigationProblem):

@@ -10,8 +10,14 @@ them, are the fields that are used here:
   `to_next_intersection_heading`, the heading walked on the way to it, as in `177 (south)`, and `landmarks`, what is
   seen there, as in `Hotel is on your right behind`, absent where there is nothing.
 
-Other fields are passed over. That the two lists are of one length, and that the name of a heading is at most 45° off
-its degrees, is our own demand. A leg of more than 5 m has two steps, any other none, as published.
+Other fields are passed over. That the two lists are of one length, that the name of a heading is at most 45° off its
+degrees, and that no landmark has a brace, is our own demand. A leg of more than 5 m has two steps, any other none, as
+published; unless its milestone says `steps`, a field of our own, without which a drawn route of one or three blocks
+could not be written.
+
+`write_routes` writes routes in that layout: made after what the environment reads and the templates of its platform,
+and read back by `read_routes`, but tried with neither a published file nor the published environment, which would pass
+over `steps` and walk two.
 """
 
 from __future__ import annotations
@@ -20,6 +26,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,10 +34,15 @@ from pydantic import BaseModel, Field, ValidationError
 
 from rlheals_ray.config import InputError
 from rlheals_ray.tasks.navigation_routes import DIRECTIONS, Leg, Route, relative_turn
+from rlheals_ray.tasks.navigation_routes import path as points_of
 
 _HEADING = re.compile(r"(\d{1,3}) *\(([a-z]+)\)")
 _NOTHING = "No landmark"
 _EARTH_METRES, _NEAR_METRES, _STEPS = 6_371_000, 5.0, 2
+_MOST_STEPS = 99
+
+_BLOCK_METRES, _START = 80.0, (40.7250, -73.9950)
+"""A block of a written route, and where all of them start: near New York, as the published ones."""
 
 Geocode = tuple[
     Annotated[float, Field(ge=-90, le=90, allow_inf_nan=False)],
@@ -92,6 +104,56 @@ def read_routes(path: str) -> tuple[tuple[Route, ...], str]:
     return tuple(routes.values()), hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
+def write_routes(routes: Sequence[Route], path: str | Path) -> None:
+    """Write routes over the grid, as drawn ones are, so that `read_routes` gives the same ones again.
+
+    Raises ValueError for a route whose turns are not those between its directions (of 45° each), or that takes more
+    steps to an intersection than can be written.
+    """
+    Path(path).write_text(json.dumps([[_record(route) for route in routes], len(routes)], indent=1))
+
+
+def _record(route: Route) -> dict[str, Any]:
+    points, walked, before = points_of(route), 0, 45 * DIRECTIONS.index(route.heading)
+    places: list[list[float]] = [_geocode(*points[0])]
+    landmarks, milestones = [], []
+    for number, leg in enumerate(route.legs):
+        degrees = 45 * DIRECTIONS.index(leg.direction)
+        if relative_turn(before, degrees) != leg.turn or leg.blocks > _MOST_STEPS:
+            raise ValueError(f"leg {number + 1} of {route} cannot be written")
+        walked, before = walked + leg.blocks, degrees
+        places.append(_geocode(*points[walked]))
+        metres = _metres((places[-2][0], places[-2][1]), (places[-1][0], places[-1][1]))
+        fields = {
+            "intersection_idx": str(number),
+            **({"landmarks": leg.sight} if leg.sight else {}),
+            "distance": f"{metres:.0f} meters",
+            "to_next_intersection_heading": f"{degrees} ({leg.direction})",
+            "steps": str(leg.blocks),
+        }
+        milestones.append("\n".join(["{", *(f'"{key}": "{value}",' for key, value in fields.items()), "}"]))
+        name = leg.sight.removeprefix("The destination ").partition(" is on your ")[0]
+        landmarks.append({"name": name, "geocode": places[-1]} if name else None)
+    return {
+        "start_place": {"geocode": places[0], "relocated_geocode": places[0]},
+        "dest_place": landmarks[-1] or {"name": "", "geocode": places[-1]},
+        # 0 would make the published environment draw one.
+        "init_heading": 45 * DIRECTIONS.index(route.heading) or 360,
+        "route_results": {"geocode_list": places[1:], "landmark_list": landmarks[:-1]},
+        "milestone_info": ",\n".join(milestones),
+    }
+
+
+def _geocode(east: int, north: int) -> list[float]:
+    """Latitude and longitude of a point of the grid."""
+    latitude, longitude = _START
+    degree = math.radians(1) * _EARTH_METRES
+    return [
+        latitude + north * _BLOCK_METRES / degree,
+        longitude + east * _BLOCK_METRES / (degree * math.cos(math.radians(latitude))),
+    ]
+
+
 class _Wrong(Exception):
     """What is wrong with `milestone_info`, as a clause."""
 
@@ -104,7 +166,11 @@ def _route(record: _Record) -> Route:
     for number, (milestone, there) in enumerate(zip(milestones, ends, strict=True), 1):
         degrees, direction = _heading(milestone, number)
         sight = milestone.get("landmarks", "")
-        blocks = _STEPS if _metres(here, there) > _NEAR_METRES else 0
+        if "{" in sight:  # answers repeat it, in an object of their own
+            raise _Wrong(f"landmarks of milestone {number} is {sight!r}, with a brace")
+        blocks = _steps(milestone, number)
+        if blocks is None:
+            blocks = _STEPS if _metres(here, there) > _NEAR_METRES else 0
         turn = relative_turn(before, degrees)
         legs.append(Leg(turn, direction, blocks, "" if sight.startswith(_NOTHING) else sight))
         before, here = degrees, there
@@ -136,6 +202,16 @@ def _heading(milestone: dict[str, str], number: int) -> tuple[int, str]:
     if abs((degrees - named + 180) % 360 - 180) > 45:
         raise _Wrong(f"to_next_intersection_heading of milestone {number} is {written!r}, another direction")
     return degrees, match[2]
+
+
+def _steps(milestone: dict[str, str], number: int) -> int | None:
+    """The steps that the milestone itself says, a field of our own; None where it says none."""
+    written = milestone.get("steps")
+    if written is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,2}", written):
+        raise _Wrong(f"steps of milestone {number} is {written!r}, not a number from 0 to {_MOST_STEPS}")
+    return int(written)
 
 
 def _nearest(degrees: float) -> str:

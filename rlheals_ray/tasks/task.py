@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -31,6 +32,9 @@ class Verdict:
     """Whether the answer has the form asked for, whatever its content."""
     feedback: str
     """One sentence for the model saying what is wrong, never how to mend it; empty when solved."""
+    accepted: bool = False
+    """Only of a task that is solved in several turns (`TurnwiseTask`): right, and not yet the end. The episode goes on
+    and no attempt is used up; `feedback` is what is seen next. Never together with `solved`."""
 
 
 class Task(Protocol):
@@ -67,6 +71,26 @@ class Task(Protocol):
 
     def fingerprint(self) -> str:
         """A hash of everything that problems, prompts and verdicts depend on; stable over processes."""
+        ...
+
+
+class TurnwiseTask(Task, Protocol):
+    """What a task has besides, whose problems are solved in several right answers, one after the other.
+
+    An episode of it goes on after a right answer that is not the last; `max_attempts` is then the number of tries at
+    each turn. A task without these methods is solved by one right answer: see `rlheals_ray.tasks.turns`.
+    """
+
+    def turns(self, problem: Problem) -> int:
+        """How many right answers the problem takes at most."""
+        ...
+
+    def judge_turn(self, problem: Problem, earlier: Sequence[str], text: str) -> Verdict:
+        """As `judge`, of one answer; `earlier` are the accepted answers before it. `judge` is of a whole solution."""
+        ...
+
+    def demonstration_turns(self, problem: Problem, seed: int = 0) -> list[str]:
+        """The right answers in order: all but the last are accepted, and the last one solves."""
         ...
 
 

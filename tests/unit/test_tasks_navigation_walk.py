@@ -13,7 +13,10 @@ from rlheals_ray.tasks import Rule, get_task
 from rlheals_ray.tasks.navigation import NavigationProblem
 from rlheals_ray.tasks.navigation_routes import Route, streets
 
-TASKS = {wording: get_task("navigation", wording=wording, pool=1000) for wording in ("paper", "compact")}
+TASKS = {
+    wording: get_task("navigation", mode="route", wording=wording, pool=1000)
+    for wording in ("paper", "compact")
+}
 COMPASS = dict(
     north=0, northeast=45, east=90, southeast=135, south=180, southwest=225, west=270, northwest=315
 )

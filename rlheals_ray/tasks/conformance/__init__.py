@@ -25,7 +25,9 @@ from rlheals_ray.tasks.conformance.leaks import check_prompts
 from rlheals_ray.tasks.conformance.options import check_fingerprint, other_options
 from rlheals_ray.tasks.conformance.problems import Drawing
 from rlheals_ray.tasks.conformance.texts import check_texts
+from rlheals_ray.tasks.conformance.turns import absent_of_turns, check_turns
 from rlheals_ray.tasks.task import Task
+from rlheals_ray.tasks.turns import is_turnwise
 
 __all__ = [
     "JUDGE_SECONDS",
@@ -57,6 +59,7 @@ def check_task(
     """
     findings = Findings(effort or Effort(), doing)
     absent = [method for method in _METHODS if not callable(getattr(task, method, None))]
+    absent += absent_of_turns(task)
     if not isinstance(getattr(task, "name", None), str):
         absent.append("name")
     if not findings.check(
@@ -70,6 +73,8 @@ def check_task(
     texts = check_texts(task, twin, sample, findings)
     check_prompts(findings, texts.prompts, texts.demonstrations)
     Judging(task, twin, findings, texts, oracle).check(sample)
+    if is_turnwise(task):
+        check_turns(task, twin, sample, texts, findings)
     check_fingerprint(task, twin, known, findings)
     return findings.result
 

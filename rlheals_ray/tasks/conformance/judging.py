@@ -51,8 +51,10 @@ class Judging:
         self._leaks = Leaks(texts.prompts, texts.demonstrations)
         self._best: dict[str, float | None] = {}
 
-    def check(self, problems: Sequence[Problem], seed: int = 0) -> None:
-        """Demonstrations of all problems, then hostile answers, then answers near the right ones."""
+    def check(self, problems: Sequence[Problem], seed: int = 0, calls: int | None = None) -> None:
+        """Demonstrations of all problems, then hostile answers, then answers near the right ones, until as many `calls`
+        as are asked for are counted in all."""
+        calls = self._findings.effort.calls if calls is None else calls
         known = [problem for problem in problems if problem.id in self._texts.demonstrations]
         hostile = list(hostile_answers())
         for problem in known:
@@ -67,7 +69,7 @@ class Judging:
         rng = random.Random(f"conformance/{seed}")
         answers = [text for texts in self._texts.demonstrations.values() for text in texts]
         for turn in count():
-            if not known or self._findings.late or self._findings.result.calls >= self._findings.effort.calls:
+            if not known or self._findings.late or self._findings.result.calls >= calls:
                 break
             problem = known[turn % len(known)]
             demonstration = rng.choice(self._texts.demonstrations[problem.id])
