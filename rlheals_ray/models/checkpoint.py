@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,8 @@ from rlheals_ray.models.safetensors_file import DTYPES, Damaged, Entry, Header, 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _PICKLED = (".bin", ".pt", ".pth")
+_TEMPLATES = "additional_chat_templates"
+"""The one directory below that transformers reads of a tokenizer."""
 _CHUNK = 4 << 20
 
 
@@ -46,6 +49,8 @@ class Checkpoint:
             raise InputError(f"checkpoint (got {self.where!r}): there is no such directory; check the path.")
         if self.folder.local and not self.folder.local.is_dir():
             raise InputError(f"checkpoint (got {self.where!r}): this is a file; name its directory.")
+        if self.folder.local:
+            self._check_links(self.folder.local)
 
     @property
     def where(self) -> str:
@@ -191,6 +196,22 @@ class Checkpoint:
             return self._wrong(f"{file_name!r}{wanted} is missing; copy it again.")
         return self._wrong(f"{file_name!r}{wanted} is damaged ({error}); copy it again.")
 
+    def _check_links(self, directory: Path) -> None:
+        """Files are copied into studies and exports, so that a link must not lead to what is nobody else's to read."""
+        root = directory.resolve()
+        allowed = [root]
+        if (
+            root.parent.name == "snapshots"
+        ):  # of a Hugging Face cache: snapshots/REVISION/x -> ../../blobs/HASH
+            allowed.append(root.parents[1] / "blobs")
+        for path in (*directory.iterdir(), *(directory / _TEMPLATES).glob("*")):
+            if path.is_symlink() and not any(_resolved(path).is_relative_to(place) for place in allowed):
+                raise self._wrong(
+                    f"{path.relative_to(directory).as_posix()!r} is a link that leads out of the directory, to "
+                    f"{os.readlink(path)!r}; only a Hugging Face cache's links to its blobs are followed: put the file "
+                    "itself there if you trust it, or remove the link."
+                )
+
     @cached_property
     def _files(self) -> dict[str, str]:
         """Tensor name -> file name within the directory."""
@@ -209,7 +230,7 @@ class Checkpoint:
 
     def _sent(self, weight_map: Mapping[str, Any]) -> dict[str, str]:
         for name, file_name in weight_map.items():
-            # Plain names only. Links are followed: a Hugging Face cache keeps its blobs elsewhere.
+            # Plain names only; where links lead was checked at the opening.
             plain = isinstance(file_name, str) and file_name not in ("", ".", "..") and "\0" not in file_name
             if not plain or Path(file_name).name != file_name:
                 raise self._wrong(
@@ -231,6 +252,14 @@ class Checkpoint:
             "here; convert them where you trust them with "
             "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)."
         )
+
+
+def _resolved(path: Path) -> Path:
+    """Where a link leads in the end; the root, which is nobody's own, where it leads round in a circle."""
+    try:
+        return path.resolve()
+    except (RuntimeError, OSError):
+        return Path("/")
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

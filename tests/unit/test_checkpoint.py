@@ -226,3 +226,57 @@ def test_a_dtype_that_torch_lacks_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
     with pytest.raises(InputError, match=r"'w' has the dtype F4.*convert the checkpoint"):
         Checkpoint(tmp_path).check()
+
+
+# --- links
+
+
+@pytest.mark.parametrize(
+    "name", ["vocab.txt", "model.safetensors", "config.json", "additional_chat_templates/x.jinja"]
+)
+def test_a_link_that_leads_out_of_the_directory_is_refused(tmp_path: Path, name: str) -> None:
+    """What stands in the directory is copied into studies: it must not be another file of this machine."""
+    secret, model = tmp_path / "auth_token", tmp_path / "model"
+    secret.write_text("s3cr3t")
+    tiny_llama(model)
+    (model / name).unlink(missing_ok=True)
+    (model / name).parent.mkdir(exist_ok=True)
+    (model / name).symlink_to("../" * (name.count("/") + 1) + "auth_token")
+    with pytest.raises(InputError, match=r"leads out of the directory.*remove the link") as refused:
+        Checkpoint(model)
+    assert repr(name) in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_so_is_one_that_leads_round_in_a_circle_or_by_another_link(tmp_path: Path) -> None:
+    tiny_llama(tmp_path / "a")
+    (tmp_path / "a" / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match="'loop' is a link"):
+        Checkpoint(tmp_path / "a")
+    tiny_llama(tmp_path / "b")
+    (tmp_path / "outside").write_text("s3cr3t")
+    (tmp_path / "b" / ".hop").symlink_to("../outside")
+    (tmp_path / "b" / "vocab.txt").symlink_to(".hop")
+    with pytest.raises(InputError, match="is a link"):
+        Checkpoint(tmp_path / "b")
+
+
+def test_links_within_it_and_those_of_a_hugging_face_cache_are_followed(tmp_path: Path) -> None:
+    repository = tmp_path / "models--some--one"
+    snapshot, blobs = repository / "snapshots" / "0123abcd", repository / "blobs"
+    tiny_llama(snapshot)
+    blobs.mkdir()
+    for number, file in enumerate(sorted(snapshot.iterdir())):
+        file.rename(blobs / str(number))
+        file.symlink_to(f"../../blobs/{number}")
+    (snapshot / "LICENSE.txt").symlink_to("config.json")
+    (tmp_path / "link").symlink_to(snapshot)
+    for where in (snapshot, tmp_path / "link"):
+        assert Checkpoint(where).tensor("lm_head.weight").shape[0] > 0
+    copy_model(snapshot, tmp_path / "copied")
+    assert not [path for path in (tmp_path / "copied").iterdir() if path.is_symlink()]
+    # A blob that is a link itself leads on.
+    (tmp_path / "outside").write_text("s3cr3t")
+    (blobs / "0").unlink()
+    (blobs / "0").symlink_to("../../outside")
+    with pytest.raises(InputError, match="is a link"):
+        Checkpoint(snapshot)

@@ -76,12 +76,19 @@ def unknown_type(directory: Path) -> None:
     file.write_text(file.read_text().replace('"model_type": "llama"', '"model_type": "marvel"'))
 
 
+def link_out(directory: Path) -> None:
+    token = directory.parent / "auth_token"
+    token.write_text("s3cr3t")
+    (directory / "vocab.txt").symlink_to(token)
+
+
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
         (cut, "base.model .*model.safetensors.* is damaged"),
         (rename_type, "base.model .*no causal language model for its model_type 'vit'"),
         (unknown_type, "base.model .*no causal language model for its model_type 'marvel'"),
+        (link_out, "base.model .*'vocab.txt' is a link that leads out of the directory"),
     ],
 )
 def test_weights_that_could_not_be_loaded_are_refused(
