@@ -1,4 +1,4 @@
-"""How much memory a training worker and an engine need, by model, sharding and precision; see DESIGN's `--plan`.
+"""How much memory a training worker, an engine and a task of held-out losses need; see DESIGN's `--plan`.
 
 Of P float32 parameters over N workers, between two updates and with gradients there (bytes):
 
@@ -23,6 +23,12 @@ GIB = 2**30
 
 GENERATOR_GIB, LEARNER_GIB = 1.6, 1.2
 """Resident memory of an engine and of a training worker beyond their weights: measured on CPUs."""
+
+TASK_GIB = 1.0
+"""Resident memory of a task that reads a model, beyond the model: measured 0.63 GiB on a CPU."""
+
+_LOGITS = 1 << 26
+"""sft/losses.py says the same, and loads torch."""
 
 _WIDTH = {"float32": 4, "bfloat16": 2}
 
@@ -81,6 +87,18 @@ _MEASURED_CACHE = 128 << 20
 """Of the engine whose memory was measured: part of GENERATOR_GIB."""
 
 
+def losses_bytes(study: Study) -> dict[str, int]:
+    """Of one task of held-out losses: a float32 model, and a batch's logits, as they are, of answers, as log p."""
+    size = model_size(study)
+    longest = study.rollout.max_model_len * size.vocabulary
+    batch = min(max(_LOGITS, longest), study.evaluation.problems * longest)
+    return {
+        "weights": FLOAT32 * size.parameters,
+        "logits": 3 * FLOAT32 * batch,
+        "process": int(TASK_GIB * GIB),
+    }
+
+
 def activation_bytes(size: ModelSize, tokens: int, precision: str, checkpointing: bool) -> int:
     """Of `tokens` in one forward pass, at most, attention's scores and padding apart.
 
@@ -93,7 +111,7 @@ def activation_bytes(size: ModelSize, tokens: int, precision: str, checkpointing
 
 
 def memory_lines(study: Study) -> list[str]:
-    """For the plan: what a worker and an engine hold."""
+    """For the plan: what a worker, an engine and a task of held-out losses hold."""
     size = model_size(study)
     workers = max(study.sft.workers, study.rl.workers)
     held = learner(study, size)
@@ -111,7 +129,18 @@ def memory_lines(study: Study) -> list[str]:
         f"are {longest} tokens long",
         f"memory per engine: weights {_text(_WIDTH[study.rollout.dtype] * size.parameters)}, cache "
         f"{study.rollout.kv_cache_mib} MiB ({tokens:,} tokens), and {GENERATOR_GIB - 0.125:.1f} GiB for the process",
+        losses_line(study),
     ]
+
+
+def losses_line(study: Study) -> str:
+    """For the plan: the tasks of held-out losses, of which all may be there at once."""
+    held, trunks = losses_bytes(study), len(study.seeds) * len(study.sft.recipes)
+    parts = " + ".join(f"{name} {_text(value)}" for name, value in held.items())
+    return (
+        f"memory per task of held-out losses: {parts} = {_text(sum(held.values()))}; {2 * trunks} such tasks, when the "
+        "trunks are done, of which a node runs as many at a time as it has CPUs and memory for"
+    )
 
 
 def _text(value: int) -> str:

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
 import ray
 
-from rlheals_ray import tables
-from rlheals_ray.config import Study, TaskSettings
-from rlheals_ray.evaluation.probe import probe_problems
+from rlheals_ray.config import Study
 from rlheals_ray.grid.branch_states import due_probes, forget_failure, record_cells
+from rlheals_ray.grid.losses import finish_losses, start_losses
 from rlheals_ray.grid.probes import probe_all, side_by_side
 from rlheals_ray.grid.progress import StageProgress
 from rlheals_ray.grid.session import Session
 from rlheals_ray.lineage import BASE, Trunk, branches, controls, trunks
 from rlheals_ray.storage import StudyFiles, Unit
-from rlheals_ray.tasks import Problem, ood_rules
 from rlheals_ray.training import WorkFailed
 from rlheals_ray.work_queue import Work
 
@@ -73,9 +69,9 @@ def sft_stage(session: Session) -> None:
         progress.end()
     done = [trunk for trunk in every if files.is_done(units.trunk(trunk))]
     probes = [units.base_probe(), *(wanted for trunk in done for wanted in units.trunk_probes(trunk))]
-    losses = _start_losses(session, done)
+    losses = start_losses(session, done)
     probe_all(session, probes, "probe sft")
-    _finish_losses(session, losses)
+    finish_losses(session, losses)
 
 
 def _prepare(session: Session, pending: Sequence[Trunk]) -> None:
@@ -84,7 +80,7 @@ def _prepare(session: Session, pending: Sequence[Trunk]) -> None:
     if study.sft.data is not None:
         from rlheals_ray.sft.user_data import prepare
 
-        prepare(study, files, session.task_slots)
+        prepare(study, files, session.task_slots, session.needs["tasks"])
     if any(trunk.recipe == "rotation" for trunk in pending):
         from rlheals_ray.spectra.anchor_factors import prepare as prepare_factors
 
@@ -125,54 +121,6 @@ def _take_over(study: Study, files: StudyFiles, trunk: Trunk, unit: Unit) -> Non
     from rlheals_ray.sft.taken_over import take_over
 
     take_over(study, files, trunk, unit)
-
-
-Losses = dict[tuple[Trunk, str], ray.ObjectRef]
-
-
-def _start_losses(session: Session, done: Sequence[Trunk]) -> Losses:
-    """Score the trunks' checkpoints on held-out ID and OOD demonstrations, where that is not done."""
-    study, files = session.study, session.files
-    pending = [trunk for trunk in done if not files.is_done(session.units.losses(trunk))]
-    if not pending:
-        return {}
-    session.connect()
-    for trunk in pending:
-        session.started(session.units.losses(trunk))
-    references: Losses = {}
-    place = session.needs["tasks"].options()
-    for name, rule in (("id", "id"), ("ood", ood_rules(session.task)[0])):
-        problems = probe_problems(session.task, study.evaluation, rule)
-        for trunk in pending:
-            directories = [files.checkpoint(trunk.checkpoint(step)) for step in study.sft.steps]
-            score = _score_losses.options(name=f"losses {trunk.path} {name}", **place)
-            references[trunk, name] = score.remote(directories, study.task, problems)
-    return references
-
-
-def _finish_losses(session: Session, losses: Losses) -> None:
-    """Complete the trunks' rows of tables/sft."""
-    for trunk in dict.fromkeys(trunk for trunk, _ in losses):
-        unit = session.units.losses(trunk)
-        try:
-            part = session.files.read_part("sft", session.units.trunk(trunk))
-            for name in ("id", "ood"):
-                values = pa.array(ray.get(losses[trunk, name]), pa.float64())
-                part = part.set_column(part.schema.get_field_index(f"{name}_loss"), f"{name}_loss", values)
-        except Exception:
-            session.fail(unit.name, traceback.format_exc())
-            continue
-        session.files.write_part("sft", unit, part.cast(tables.SFT))
-        session.done(unit)
-
-
-@ray.remote(num_cpus=1)
-def _score_losses(
-    directories: Sequence[Path], task: TaskSettings, problems: Sequence[Problem]
-) -> list[float]:
-    from rlheals_ray.sft.losses import held_out_losses
-
-    return held_out_losses(directories, task, problems)
 
 
 def rl_stage(session: Session) -> None:

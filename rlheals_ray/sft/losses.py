@@ -1,4 +1,4 @@
-"""Held-out losses of saved trunk checkpoints: ID and OOD, scored apart from the SFT workers."""
+"""Held-out losses of saved trunk checkpoints: ID and OOD, scored apart from the SFT workers. On CUDA: UNTESTED."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from rlheals_ray.config import TaskSettings
 from rlheals_ray.models.chat import ChatFormat
 from rlheals_ray.sft.data import IGNORE, Example, evaluation_examples
+from rlheals_ray.sharding import local_device
 from rlheals_ray.tasks import Problem, get_task
 
 LOGITS = 1 << 26
@@ -29,11 +30,12 @@ def held_out_losses(
 
 @torch.inference_mode()
 def _loss(directory: Path, examples: Sequence[Example]) -> float:
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    device = local_device()
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval().to(device)
     total, count = 0.0, 0
     for batch in _batches(examples, model.config.get_text_config().vocab_size):
-        ids = _pad([example.input_ids for example in batch], 0)
-        labels = _pad([example.labels for example in batch], IGNORE)[:, 1:]
+        ids = _pad([example.input_ids for example in batch], 0).to(device)
+        labels = _pad([example.labels for example in batch], IGNORE)[:, 1:].to(device)
         counted = labels != IGNORE
         logits = model(input_ids=ids).logits[:, :-1][counted].float()
         total += F.cross_entropy(logits, labels[counted], reduction="sum").item()
