@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +15,8 @@ from rlheals_ray.config import InputError
 from rlheals_ray.tasks import get_task
 from rlheals_ray.tasks.conformance import Effort, check_task
 from rlheals_ray.tasks.navigation import NavigationProblem
-from rlheals_ray.tasks.navigation_files import read_routes
+from rlheals_ray.tasks.navigation_files import read_routes, write_routes
+from rlheals_ray.tasks.navigation_routes import Leg, Route
 
 NAMES = ("north", "northeast", "east", "southeast", "south", "southwest", "west", "northwest")
 
@@ -86,11 +88,67 @@ def test_a_landmark_that_is_written_as_absent_is_absent(tmp_path: Path) -> None:
     assert read_routes(written(tmp_path, [one]))[0][0].legs[0].sight == ""
 
 
-def test_the_task_of_a_file_keeps_every_law(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["steps", "route"])
+def test_the_task_of_a_file_keeps_every_law(tmp_path: Path, mode: str) -> None:
     for wording in ("paper", "compact"):
-        task = get_task("navigation", routes=written(tmp_path, MANY), wording=wording)
+        task = get_task("navigation", mode=mode, routes=written(tmp_path, MANY), wording=wording)
         found = check_task(task, effort=Effort(problems=5, calls=150))
         assert found.kept, "\n".join(map(str, found.breaches))
+
+
+def drawn_routes() -> list[Route]:
+    task = get_task("navigation", pool=600)
+    parts = [("id", "train"), ("id", "eval"), ("ood", "eval")]
+    return [
+        cast(NavigationProblem, problem).route
+        for rule, split in parts
+        for problem in task.problems(rule, split, task.available(rule, split))  # type: ignore[arg-type]
+    ]
+
+
+def test_drawn_routes_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+    routes, path = drawn_routes(), tmp_path / "routes.json"
+    write_routes(routes, path)
+    assert list(read_routes(str(path))[0]) == routes
+    task = get_task("navigation", routes=str(path))
+    assert sum(task.available(*part) for part in (("id", "train"), ("id", "eval"), ("ood", "eval"))) == len(
+        routes
+    )
+
+
+def test_written_routes_have_the_published_layout(tmp_path: Path) -> None:
+    """Read here by what is known of the published reader alone: fields, braces, lines with a colon, 5 m."""
+    routes, path = drawn_routes(), tmp_path / "routes.json"
+    write_routes(routes, path)
+    records, number = json.loads(path.read_text())
+    assert number == len(records) == len(routes)
+    for found, route in zip(records, routes, strict=True):
+        assert found["init_heading"] % 360 == 45 * NAMES.index(route.heading) and found["init_heading"] > 0
+        places = [found["start_place"]["relocated_geocode"], *found["route_results"]["geocode_list"]]
+        assert len(found["route_results"]["landmark_list"]) == len(route.legs) - 1
+        assert found["dest_place"]["geocode"] == places[-1]
+        milestones = found["milestone_info"].split("}")[:-1]
+        assert len(milestones) == len(route.legs) == len(places) - 1
+        for text, leg, (a, b) in zip(milestones, route.legs, pairwise(places), strict=True):
+            lines = [line.rstrip(",").split(":", 1) for line in text.splitlines() if ":" in line]
+            fields = {key.strip().strip("\"'"): value.strip().strip("\"'") for key, value in lines}
+            degrees, name = fields["to_next_intersection_heading"].rstrip(")").split(" (")
+            assert name == leg.direction and fields.get("landmarks", "") == leg.sight
+            # The way by the geocodes has that heading, and is as many blocks long (a diagonal is longer).
+            north, east = b[0] - a[0], (b[1] - a[1]) * math.cos(math.radians(a[0]))
+            assert abs((math.degrees(math.atan2(east, north)) - int(degrees) + 180) % 360 - 180) < 0.1
+            block = 80 * (math.sqrt(2) if int(degrees) % 90 else 1)
+            assert math.hypot(north, east) * 111_195 == pytest.approx(leg.blocks * block, rel=1e-3)
+
+
+def test_a_route_that_is_read_can_be_written_where_it_lies_on_the_grid(tmp_path: Path) -> None:
+    published, _ = read_routes(written(tmp_path, [record(90, [0, 45, 315], 4.0), record(0, [90, 0])]))
+    write_routes(published, tmp_path / "again.json")
+    assert read_routes(str(tmp_path / "again.json"))[0] == published
+    for leg in (Leg("left", "east", 2, ""), Leg("right", "east", 100, "")):
+        with pytest.raises(ValueError, match=r"leg 1 of north.* cannot be written"):
+            write_routes([Route("north", (leg,))], tmp_path / "none.json")
+    assert not (tmp_path / "none.json").exists()
 
 
 def test_every_route_of_a_file_is_a_problem_once(tmp_path: Path) -> None:
@@ -145,6 +203,14 @@ HEADING = "to_next_intersection_heading of milestone 1"
         (
             changed(milestone_info="{\nto_next_intersection_heading: 400 (north)\n}{}"),
             f"milestone_info: {HEADING} is '400 (north)', not like",
+        ),
+        (
+            changed(milestone_info="{\nto_next_intersection_heading: 90 (east)\nsteps: 2.5\n}{}"),
+            "milestone_info: steps of milestone 1 is '2.5', not a number from 0 to 99",
+        ),
+        (
+            changed(milestone_info="{\nto_next_intersection_heading: 90 (east)\nlandmarks: {Hotel\n}{}"),
+            "milestone_info: landmarks of milestone 1 is '{Hotel', with a brace",
         ),
     ],
 )
