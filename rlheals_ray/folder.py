@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit
 
 import pyarrow as pa
 import pyarrow.fs
@@ -29,6 +30,22 @@ _OBJECT_STORES = frozenset({"s3", "gcs", "abfs"})
 _LARGEST_COPY = 5 * 10**9
 """Bytes that S3 copies on its own side in one request; larger objects pass through this process."""
 _CHUNK = 4 << 20
+
+
+Attempt = Callable[[Callable[[], Any]], Any]
+
+
+def _once(work: Callable[[], Any]) -> Any:
+    return work()
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A file as a listing shows it."""
+
+    size: int
+    mtime: float | None = None
+    """When it was written, in seconds since the epoch; None where the filesystem does not tell."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +90,9 @@ class Folder:
         # pyarrow decodes what a URI encodes; fsspec takes it as it stands.
         known = parts.scheme in _ARROW
         below = quote(_relative(name), safe="/=+,@:~") if known else _relative(name)
-        return Folder(urlunsplit(parts._replace(path=f"{parts.path}/{below}")))
+        rest = self.uri.partition("://")[2][len(parts.netloc) + len(parts.path) :]  # a query
+        # Not by urlunsplit: of a scheme that it does not know, without a host, it drops the two slashes.
+        return Folder(f"{parts.scheme}://{parts.netloc}{parts.path}/{below}{rest}")
 
     def exists(self, name: str = "") -> bool:
         """Whether the file or folder `name` is there; without a name, the folder itself."""
@@ -91,6 +110,37 @@ class Folder:
             infos = self._filesystem.get_file_info(selector)
             found = [info.base_name for info in infos if info.type == pa.fs.FileType.File]
         return sorted(name for name in found if not name.startswith("."))
+
+    def listing(self, hidden: bool = False, attempt: Attempt = _once) -> dict[str, Listed]:
+        """Every file in the folder and below it, by name; none where the folder is not there.
+
+        hidden: those too whose name, or a folder's on the way, begins with a dot. attempt: calls what it is given, as
+        often as it likes: one request of many. A directory that cannot be listed raises OSError: a listing is never in
+        part.
+        """
+        if self.local:
+            found = _walk_local(self.local)
+        elif not attempt(self.exists):
+            return {}
+        elif isinstance(self._filesystem, pa.fs.PyFileSystem):
+            found = _walk_fsspec(self._filesystem.handler.fs, self._path(), attempt)
+        else:
+            selector = pa.fs.FileSelector(self._path(), recursive=True)
+            infos = attempt(lambda: self._filesystem.get_file_info(selector))
+            skipped = len(self._path()) + 1
+            found = (
+                (
+                    info.path[skipped:],
+                    Listed(int(info.size), None if info.mtime is None else info.mtime.timestamp()),
+                )
+                for info in infos
+                if info.type == pa.fs.FileType.File
+            )
+        return {
+            name: listed
+            for name, listed in found
+            if hidden or not any(part.startswith(".") for part in name.split("/"))
+        }
 
     def size(self, name: str) -> int:
         """The size of a file in bytes."""
@@ -227,6 +277,50 @@ class Folder:
     def _path(self, name: str = "") -> str:
         root = self.uri if self.local else self._place[1]
         return f"{root}/{_relative(name)}" if name else root
+
+
+def _walk_local(root: Path) -> Iterator[tuple[str, Listed]]:
+    for folder, _, names in os.walk(root, onerror=_raise_unless_gone):
+        for name in names:
+            path = Path(folder) / name
+            found = path.stat()
+            yield path.relative_to(root).as_posix(), Listed(found.st_size, found.st_mtime)
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _walk_fsspec(
+    filesystem: Any, path: str, attempt: Attempt, below: str = ""
+) -> Iterator[tuple[str, Listed]]:
+    """By `ls` alone: fsspec's own `find` leaves out what it cannot list, and says nothing."""
+
+    def listed() -> list[dict[str, Any]]:
+        filesystem.invalidate_cache()
+        return list(filesystem.ls(path, detail=True))
+
+    for info in attempt(listed):
+        where = info["name"].rstrip("/")
+        name = where.rpartition("/")[2]
+        if where.strip("/") == path.strip("/"):
+            continue  # some stores list a directory in itself
+        if info["type"] == "directory":
+            yield from _walk_fsspec(filesystem, where, attempt, f"{below}{name}/")
+        else:
+            yield f"{below}{name}", Listed(int(info["size"]), _moment(info))
+
+
+def _moment(info: dict[str, Any]) -> float | None:
+    """When a file was written; fsspec's filesystems have no one name for it."""
+    for key in ("mtime", "LastModified", "updated", "last_modified", "created"):
+        value = info.get(key)
+        if isinstance(value, datetime):
+            return value.timestamp()
+        if isinstance(value, int | float):
+            return float(value)
+    return None
 
 
 def _relative(name: str) -> str:

@@ -122,3 +122,19 @@ def test_uris_of_object_stores_keep_their_options() -> None:
     folder = Folder.of("s3://bucket/runs?region=eu-west-1").child("seed=0").child("a b")
     assert folder.uri == "s3://bucket/runs/seed=0/a%20b?region=eu-west-1"
     assert folder._path("x") == "bucket/runs/seed=0/a b/x"
+
+
+def test_a_listing_has_all_files_below_and_hides_what_is_being_written(folder: Folder) -> None:
+    assert folder.listing() == {}
+    folder.write("b", b"12")
+    folder.child("a a/c=d").write("e", b"3")
+    folder.child("a a").write(".x.tmp-1", b"")
+    assert {name: one.size for name, one in folder.listing().items()} == {"b": 2, "a a/c=d/e": 1}
+    assert set(folder.listing(hidden=True)) == {"b", "a a/c=d/e", "a a/.x.tmp-1"}
+    times = [one.mtime for one in folder.listing().values()]
+    assert all(time is not None for time in times)
+    assert set(folder.child("a a").listing()) == {"c=d/e"}
+
+
+def test_a_child_of_a_uri_without_a_host_keeps_its_slashes() -> None:
+    assert Folder("nosuch:///a/b").child("c d") == Folder("nosuch:///a/b/c d")
