@@ -45,37 +45,40 @@ SCORES = _schema(
     acc_1_low=_f, acc_1_high=_f, acc_k=_f, acc_k_low=_f, acc_k_high=_f, malformed=_f, engine=_s,
 )  # fmt: skip
 BOUNDARY = _schema(
-    scope=_s, recipe=_s, algorithm=_s, seed=_i, sft_step=_i, rl_step=_i, rule=_s, ood_sft=_f,
+    scope=_s, recipe=_s, algorithm=_s, seed=_i, seeds=_i, sft_step=_i, rl_step=_i, rule=_s, ood_sft=_f,
     ood_rl=_f, healing=_f, healing_low=_f, healing_high=_f, healing_seed_low=_f,
     healing_seed_high=_f, p=_f, q=_f, forgetting=_f, recovery=_f, recovery_low=_f,
     recovery_high=_f, verdict=_s,
 )  # fmt: skip
+"""`seeds`, here and below: how many seeds a row is over, in a pooled row those that reached its cell."""
 CONTROLS = _schema(
-    scope=_s, recipe=_s, algorithm=_s, control=_s, seed=_i, sft_step=_i, rl_step=_i, rule=_s, acc_rl=_f,
+    scope=_s, recipe=_s, algorithm=_s, control=_s, seed=_i, seeds=_i, sft_step=_i, rl_step=_i, rule=_s, acc_rl=_f,
     acc_control=_f, difference=_f, difference_low=_f, difference_high=_f, difference_seed_low=_f,
     difference_seed_high=_f, p=_f, q=_f, verdict=_s,
 )  # fmt: skip
 """RL against a control of equal compute from the same checkpoint: acc_rl − acc_control on the same problems, as the
 boundary's healing. verdict: better | worse | unclear, of RL."""
 EDGES = _schema(
-    rule=_s, recipe=_s, algorithm=_s, rl_step=_i, edge=_s, step=_i, next_step=_i, step_low=_i, step_high=_i, absent=_f,
-    seeds_low=_i, seeds_high=_i,
+    rule=_s, recipe=_s, algorithm=_s, rl_step=_i, seeds=_i, edge=_s, step=_i, next_step=_i, step_low=_i, step_high=_i,
+    absent=_f, seeds_low=_i, seeds_high=_i,
 )  # fmt: skip
 """The boundary's edges. edge: lower | upper; step: the outermost SFT step that heals (null: none does), next_step: the
 next tested beyond it, where RL does not heal; step_low, _high: 95 % over problems (bootstrap of the verdicts);
-absent: share of the draws in which nothing heals; seeds_low, _high: the range of the seeds' own edges."""
+absent: share of the draws in which nothing heals; seeds: the fewest of any cell at the budget; seeds_low, _high: the
+range of the seeds' own edges."""
 BRANCHES = _schema(
     recipe=_s, algorithm=_s, seed=_i, sft_step=_i, status=_s, rl_step=_i, compute=_f, sft_updates=_i, cause=_s,
 )  # fmt: skip
 """What became of every branch and control. status: done | stopped (early, cause says why) | failed | waiting; rl_step:
 the last update made; compute: FLOPs per parameter that training and generation took; sft_updates: of a control."""
 RECOMMENDATION = _schema(
-    rule=_s, recipe=_s, algorithm=_s, sft_step=_i, rl_step=_i, chosen=_b, eligible=_b, p_best=_f, ood=_f, ood_low=_f,
-    ood_high=_f, ood_seed_low=_f, ood_seed_high=_f, id=_f, id_low=_f, id_high=_f, id_floor=_f, checkpoint=_s,
+    rule=_s, recipe=_s, algorithm=_s, sft_step=_i, rl_step=_i, seeds=_i, chosen=_b, eligible=_b, p_best=_f, ood=_f,
+    ood_low=_f, ood_high=_f, ood_seed_low=_f, ood_seed_high=_f, id=_f, id_low=_f, id_high=_f, id_floor=_f,
+    checkpoint=_s,
 )  # fmt: skip
 """Every cell as a place to stop, the best first, rule by rule: chosen on one half of the problems, accuracies of the
-other; p_best: share of bootstrap draws in which it is the best of the eligible; checkpoint: of the seed with the best
-OOD."""
+other; p_best: share of bootstrap draws of that other half in which the same rule, floor included, takes the cell;
+checkpoint: of the seed with the best OOD."""
 SPECTRA = _schema(
     recipe=_s, seed=_i, a=_s, b=_s, matrix=_s, layer=_i, role=_s, k=_i, drift_mean=_f, drift_max=_f,
     angle_u_mean=_f, angle_u_max=_f, angle_v_mean=_f, angle_v_max=_f, null_angle=_f, stretch=_f,

@@ -63,8 +63,14 @@ def unfinished(seeds: Iterable[int] = (0, 1, 2)) -> dict[str, pa.Table]:
         seeds_here = [row["seed"]] if row["seed"] is not None else [0] if row["sft_step"] == 400 else []
         return all((row["rl_step"] or 0) <= lost.get((row["sft_step"], s), 10**6) for s in seeds_here)
 
+    def counted(row: dict[str, Any]) -> dict[str, Any]:
+        """A pooled row that some seeds never reached is over the others."""
+        if row.get("scope") != "pooled":
+            return row
+        return {**row, "seeds": sum(row["rl_step"] <= lost.get((row["sft_step"], s), 10**6) for s in seeds)}
+
     for name in ("boundary", "scores"):
-        rows = [r for r in found[name].to_pylist() if r.get("stage") == "control" or reached(r)]
+        rows = [counted(r) for r in found[name].to_pylist() if r.get("stage") == "control" or reached(r)]
         found[name] = rows_of(name, rows)
     return found
 
@@ -123,8 +129,8 @@ def control_rows(
                 pairs.append(
                     {
                         "scope": row["scope"], "recipe": recipe, "algorithm": "ppo", "control": control,
-                        "seed": row["seed"], "sft_step": row["sft_step"], "rl_step": row["rl_step"], "rule": rule,
-                        "acc_rl": row["ood_rl"] if rule == "ood" else 0.9,
+                        "seed": row["seed"], "seeds": row["seeds"], "sft_step": row["sft_step"],
+                        "rl_step": row["rl_step"], "rule": rule, "acc_rl": row["ood_rl"] if rule == "ood" else 0.9,
                         "acc_control": value if rule == "ood" else 0.88, "difference": shown,
                         "difference_low": shown - 0.06, "difference_high": shown + 0.06,
                         "difference_seed_low": shown - 0.2 if row["seed"] is None else None,
@@ -207,7 +213,8 @@ def recommendation_rows(
         ood, inside = (sum(cell[rule]) / len(cell[rule]) for rule in ("ood", "id"))
         rows.append(
             {
-                "recipe": recipe, "algorithm": "ppo", "sft_step": sft_step, "rl_step": rl_step, "chosen": False,
+                "recipe": recipe, "algorithm": "ppo", "sft_step": sft_step, "rl_step": rl_step,
+                "seeds": len(cell["ood"]), "chosen": False,
                 "eligible": inside >= floor, "p_best": 0.0, "ood": ood, "ood_low": max(0.0, ood - 0.05),
                 "ood_high": min(1.0, ood + 0.05), "ood_seed_low": ood - 0.12, "ood_seed_high": ood + 0.12,
                 "id": inside, "id_low": max(0.0, inside - 0.03), "id_high": min(1.0, inside + 0.03),

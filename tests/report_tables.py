@@ -237,8 +237,8 @@ def _boundary_rows(world: World, seeds: tuple[int, ...], verdict: Any) -> list[d
                 found.append(
                     {
                         "scope": "pooled" if seed is None else "seed", "recipe": "plain", "algorithm": "ppo",
-                        "seed": seed, "sft_step": start, "rl_step": budget, "rule": "ood", "ood_sft": before,
-                        "ood_rl": after, "healing": change, "healing_low": change - 0.05,
+                        "seed": seed, "seeds": len(mine), "sft_step": start, "rl_step": budget, "rule": "ood",
+                        "ood_sft": before, "ood_rl": after, "healing": change, "healing_low": change - 0.05,
                         "healing_high": change + 0.05,
                         "healing_seed_low": change - 0.14 if several else None,
                         "healing_seed_high": change + 0.14 if several else None,

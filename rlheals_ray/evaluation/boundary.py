@@ -1,6 +1,6 @@
 """The recovery boundary: what RL changed in every cell of the map, with intervals, tests and verdicts.
 
-A cell is (seed, SFT step, RL step); its *pooled* row is the mean over the seeds that have the cell.
+A cell is (seed, SFT step, RL step); its *pooled* row is the mean over the seeds that have the cell, and says how many.
 Everything is paired on problems: accuracies are of first attempts on the same probe problems.
 """
 
@@ -46,6 +46,8 @@ def boundary_rows(
     checkpoint is the row of stage `sft` with the same seed and step, at step 0 else that of stage `base`.
     A cell whose SFT checkpoint was not scored is left out.
 
+    - seeds: how many seeds the row is over; 1 in a row of a seed, in a pooled one fewer than the study's where a
+      branch or its trunk did not finish.
     - ood_sft, ood_rl: accuracy@1 **of the row's rule** before and after; healing: their difference.
       healing_low, _high: 95 % over problems (cluster bootstrap; pooled: the same problems for all
       seeds); healing_seed_low, _high: 95 % over seeds (t), null for fewer than two.
@@ -55,7 +57,7 @@ def boundary_rows(
       both accuracies read on the report half; null up to the peak and for rule `id`. recovery: healing
       / forgetting, both on the report half, with a joint 95 % bootstrap interval; null unless the
       95 % interval of forgetting lies above 0.
-    - verdict: `heals` or `harms` when q < 0.05 and every seed has that sign, else `unclear`. A claim
+    - verdict: `heals` or `harms` when q < 0.05 and every one of the `seeds` has that sign, else `unclear`. A claim
       rests on the pooled one: McNemar takes problems for independent, so where clusters rise and fall
       together a seed's own verdict errs more often than 5 % (tests/unit/test_evaluation_calibration.py).
 
@@ -187,6 +189,7 @@ class _Outcomes:
         return {
             "scope": "pooled" if cell.seed is None else "seed",
             "seed": cell.seed,
+            "seeds": len(cell.seeds),
             "sft_step": cell.sft_step,
             "rl_step": cell.rl_step,
             "ood_sft": float(self.solved[:, before].mean()),

@@ -43,8 +43,9 @@ def control_rows(
     """Rows of `tables.CONTROLS` of one recipe, RL algorithm and control, for both rules, per seed and pooled.
 
     Arguments as of `boundary_rows`. A row is a cell in which both were probed; pooled rows are over the seeds that have
-    both. difference = acc_rl − acc_control, with the intervals and tests that healing has; verdict, of RL: `better` or
-    `worse` when q < 0.05 and every seed has that sign, else `unclear`. A family is one control's cells of a rule.
+    both, `seeds` of them. difference = acc_rl − acc_control, with the intervals and tests that healing has; verdict, of
+    RL: `better` or `worse` when q < 0.05 and every one of these seeds has that sign, else `unclear`. A family is one
+    control's cells of a rule.
     """
     rows: list[dict[str, Any]] = []
     for rule in ("ood", "id"):
@@ -69,6 +70,7 @@ def control_rows(
                     "algorithm": algorithm,
                     "control": control,
                     "seed": pair.seed,
+                    "seeds": len(pair.rl),
                     "sft_step": pair.sft_step,
                     "rl_step": pair.rl_step,
                     "rule": rule,

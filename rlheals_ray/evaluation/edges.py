@@ -97,7 +97,8 @@ def edge_rows(
     boundary: the rows that `boundary_rows` made of the same arguments; they say where the edges are. The intervals come
     from drawing clusters of problems again and judging every draw as a whole (`healing_in_draws`). step_low, _high are
     percentiles of the edge over the draws in which something heals; absent is the share of the others. They answer what
-    map another sample of problems from the same seeds would have shown, not what another seed would.
+    map another sample of problems from the same seeds would have shown, not what another seed would. seeds: the fewest
+    of any cell at the budget.
     """
     own = [row for row in boundary if (row["recipe"], row["algorithm"]) == (recipe, algorithm)]
     budgets = boundary_edges(own).get((recipe, algorithm), {})
@@ -113,6 +114,9 @@ def edge_rows(
             "upper": np.where(drawn, steps, -np.inf)[some].max(axis=1),
         }
         by_seed = [own for own in edges.by_seed.values() if own is not None]
+        pooled = [
+            row for row in own if (row["scope"], row["rule"], row["rl_step"]) == ("pooled", OOD, rl_step)
+        ]
         for side, (name, step, beyond) in enumerate(
             (
                 ("lower", edges.lowest, edges.lower_edge and edges.lower_edge[0]),
@@ -127,6 +131,7 @@ def edge_rows(
                     "recipe": recipe,
                     "algorithm": algorithm,
                     "rl_step": rl_step,
+                    "seeds": min(row["seeds"] for row in pooled),
                     "edge": name,
                     "step": step,
                     "next_step": beyond,

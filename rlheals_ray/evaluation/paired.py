@@ -86,7 +86,7 @@ def judge(rows: Sequence[dict[str, Any]], names: Mapping[int, str]) -> None:
     """Add `q` and `verdict` in place, take off `signs`; the families are the pooled rows and each seed's rows.
 
     names: the verdict for a rise (1) and for a fall (−1); anything else is `unclear`. A verdict needs q < 0.05
-    (Benjamini-Hochberg) and every seed agreeing in sign.
+    (Benjamini-Hochberg) and all seeds of the row agreeing in sign.
     """
     for seed in {row["seed"] for row in rows}:
         family = [row for row in rows if row["seed"] == seed]

@@ -30,8 +30,9 @@ class Cell(NamedTuple):
     recipe: str
     sft_step: int
     rl_step: int
+    seeds: tuple[int, ...]
     checkpoints: tuple[str, ...]
-    """One per seed."""
+    """One of each of `seeds`."""
 
 
 def recommendation_rows(
@@ -44,28 +45,31 @@ def recommendation_rows(
     *,
     draws: int = 2000,
 ) -> list[dict[str, Any]]:
-    """Rows of `tables.RECOMMENDATION`: every cell that all seeds have, the chosen one first, then the eligible ones.
+    """Rows of `tables.RECOMMENDATION`: every cell of `places_to_stop`, the chosen one first, then the eligible ones.
 
     Arguments as of `boundary_rows`. Cells are the SFT checkpoints (rl_step 0, algorithm null) and the ends of RL, not
     controls. id_floor: as set, or `id_margin` below the best ID accuracy of the map. A cell is eligible when its ID
     accuracy reaches the floor, and chosen when its OOD accuracy is the best of the eligible: both means over seeds, on
     the half that selects. None is chosen where nothing is solved. Of equals the one with less RL is taken, then with
-    less SFT. ood, id: accuracies on the other half, with 95 % intervals over problems and, of ood, over seeds. p_best:
-    in how many of the draws of all problems the cell is the best of the eligible; equals share a draw. checkpoint: of
-    the seed with the best OOD accuracy on the selecting half.
+    less SFT. seeds: how many the means are over. ood, id: accuracies on the other half, with 95 % intervals over
+    problems and, of ood, over seeds. p_best: the share of the draws in which the same rule takes this cell (see
+    `_p_best`). checkpoint: of the seed with the best OOD accuracy on the selecting half.
 
     Empty where fewer than two clusters were probed, so that there is no second half.
     """
-    cells = _cells(scores, recipes, algorithm)
+    cells = places_to_stop(scores, recipes, algorithm)
     if not cells:
         return []
-    ood, held = (_Rule.read(episodes, rule, cells, clusters, draws) for rule in ("ood", "id"))
+    # Seeds of their own: problems of two rules are drawn independently.
+    ood, held = (
+        _Rule.read(episodes, rule, cells, clusters, draws, seed) for seed, rule in enumerate(("ood", "id"))
+    )
     if not (ood.report.any() and held.report.any()):
         return []
     best_id = max(held.chosen_on(index) for index in range(len(cells)))
     floor = best_id - settings.id_margin if settings.id_floor is None else settings.id_floor
     eligible = [held.chosen_on(index) >= floor - _TIE for index in range(len(cells))]
-    p_best = _p_best(ood, eligible)
+    p_best = _p_best(ood, held, settings)
 
     def rank(index: int) -> tuple[bool, float, int, int]:
         cell = cells[index]
@@ -79,9 +83,10 @@ def recommendation_rows(
             "algorithm": algorithm if cells[index].rl_step else None,
             "sft_step": cells[index].sft_step,
             "rl_step": cells[index].rl_step,
+            "seeds": len(cells[index].seeds),
             "chosen": place == 0 and eligible[index] and ood.chosen_on(index) > 0,
             "eligible": eligible[index],
-            "p_best": p_best[index],
+            "p_best": float(p_best[index]),
             **ood.reported(index, "ood", seeds=True),
             **held.reported(index, "id"),
             "id_floor": float(floor),
@@ -91,8 +96,8 @@ def recommendation_rows(
     ]
 
 
-def _cells(scores: pa.Table, recipes: Sequence[str], algorithm: str) -> list[Cell]:
-    """SFT checkpoints and ends of RL that every seed of the recipe has, both rules probed."""
+def places_to_stop(scores: pa.Table, recipes: Sequence[str], algorithm: str) -> list[Cell]:
+    """SFT checkpoints and ends of RL that every seed with a probed trunk of the recipe has, both rules probed."""
     cells = []
     for recipe in recipes:
         found = []
@@ -107,7 +112,9 @@ def _cells(scores: pa.Table, recipes: Sequence[str], algorithm: str) -> list[Cel
             found.append({cell: own for cell, own in paths.items() if set(own) == set(seeds)})
         ood, held = found
         cells += [
-            Cell(recipe, *cell, tuple(ood[cell][seed] for seed in sorted(ood[cell])))
+            Cell(
+                recipe, *cell, tuple(sorted(ood[cell])), tuple(path for _, path in sorted(ood[cell].items()))
+            )
             for cell in sorted(ood.keys() & held.keys())
         ]
     return cells
@@ -124,28 +131,37 @@ class _Rule:
     select: Mask
     report: Mask
     drawn: Floats
-    """(draws, checkpoints) on all problems."""
-    drawn_report: Floats
-    """The same on the half that reports."""
+    """(draws, checkpoints): accuracies on resampled problems of the half that reports."""
 
     @classmethod
     def read(
-        cls, episodes: pa.Table, rule: str, cells: Sequence[Cell], clusters: Mapping[str, str], draws: int
+        cls,
+        episodes: pa.Table,
+        rule: str,
+        cells: Sequence[Cell],
+        clusters: Mapping[str, str],
+        draws: int,
+        seed: int,
     ) -> _Rule:
         paths = sorted({path for cell in cells for path in cell.checkpoints})
         place = {path: index for index, path in enumerate(paths)}
         problems, attempts = first_attempts(episodes, rule, paths)
         labels, solved = cluster_labels(problems, clusters), attempts.astype(np.float64)
         select, report = split_halves(problems, clusters)
-        drawn = cluster_bootstrap(solved, labels, draws)
+        rest = (
+            report if report.any() else select
+        )  # of a single cluster nothing is reported, see recommendation_rows
         return cls(
             columns=[[place[path] for path in cell.checkpoints] for cell in cells],
             solved=solved,
             select=select,
             report=report,
-            drawn=drawn,
-            drawn_report=cluster_bootstrap(solved[report], labels[report], draws) if report.any() else drawn,
+            drawn=cluster_bootstrap(solved[rest], labels[rest], draws, seed),
         )
+
+    def drawn_of(self, index: int) -> Floats:
+        """(draws,) resampled accuracy of a cell."""
+        return mean_over(self.drawn, self.columns[index])
 
     def chosen_on(self, index: int) -> float:
         """Accuracy of a cell on the half that selects."""
@@ -157,7 +173,7 @@ class _Rule:
 
     def reported(self, index: int, name: str, *, seeds: bool = False) -> dict[str, float | None]:
         by_seed = self.solved[self.report][:, self.columns[index]].mean(axis=0)
-        low, high = percentile_interval(mean_over(self.drawn_report, self.columns[index]))
+        low, high = percentile_interval(self.drawn_of(index))
         row: dict[str, float | None] = {
             name: float(by_seed.mean()),
             f"{name}_low": low,
@@ -169,14 +185,20 @@ class _Rule:
         return row
 
 
-def _p_best(ood: _Rule, eligible: Sequence[bool]) -> list[float | None]:
-    """Of every eligible cell the share of draws in which none is better; None for the others."""
-    places = [index for index, may in enumerate(eligible) if may]
-    shares: list[float | None] = [None] * len(eligible)
-    if not places:
-        return shares
-    drawn = np.column_stack([mean_over(ood.drawn, ood.columns[index]) for index in places])
-    wins = drawn >= drawn.max(axis=1, keepdims=True) - _TIE
-    for index, share in zip(places, (wins / wins.sum(axis=1, keepdims=True)).mean(axis=0), strict=True):
-        shares[index] = float(share)
+def _p_best(ood: _Rule, held: _Rule, settings: RecommendationSettings) -> Floats:
+    """(cells,) the share of draws in which the rule of the recommendation takes each cell.
+
+    A draw resamples clusters of ID and of OOD problems of the half that had no say in the choice, and decides anew:
+    the best ID accuracy, the floor, who reaches it, and whose OOD accuracy is then the best. Equals share a draw; one
+    in which nobody reaches the floor, or solves anything, counts for nobody. So the shares need not sum to 1, and of n
+    equal cells the chosen one's is 1/n on average; drawn from all problems it would be three times that (of 12 cells).
+    """
+    accuracy, inside = (
+        np.column_stack([rule.drawn_of(index) for index in range(len(rule.columns))]) for rule in (ood, held)
+    )
+    best_id = inside.max(axis=1, keepdims=True)
+    floor = best_id - settings.id_margin if settings.id_floor is None else settings.id_floor
+    reached = np.where(inside >= floor - _TIE, accuracy, 0.0)
+    wins = (reached > 0) & (reached >= reached.max(axis=1, keepdims=True) - _TIE)
+    shares: Floats = (wins / np.maximum(wins.sum(axis=1, keepdims=True), 1)).mean(axis=0)
     return shares

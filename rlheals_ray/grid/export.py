@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlheals_ray.evaluation.recommendation import places_to_stop
+from rlheals_ray.evaluation.rules import under
 from rlheals_ray.grid.retention import NOTE, is_removed
 from rlheals_ray.grid.session import Session
+from rlheals_ray.grid.study_tables import with_starts
 from rlheals_ray.storage import new_directory
 from rlheals_ray.tasks import ood_rules
 
@@ -73,9 +76,9 @@ def model_card(session: Session, row: Mapping[str, Any]) -> str:
     sure = (
         "How sure that is was not computed."
         if row["p_best"] is None
-        else f"In {100 * row['p_best']:.0f} % of the bootstrap draws of problems it is the best of the eligible cells."
+        else f"In {100 * row['p_best']:.0f} % of the bootstrap draws of the problems that had no say in it, the same "
+        "rule, ID floor included, takes this cell."
     )
-    seeds = ", ".join(map(str, study.seeds))
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -88,19 +91,42 @@ Base model `{study.base.model}`, then {sft}, then {rl}, on task `{study.task.nam
 
 Checkpoint: `{row["checkpoint"]}`
 
-Study `{study.name}`, seeds {seeds}, recommends this cell of its map for the best OOD accuracy{floor}. {sure}
+Study `{study.name}`, {_seeds(session, row)}, recommends this cell of its map for the best OOD accuracy{floor}. {sure}
 
 | accuracy@1 of the cell | estimate | 95 % over problems | 95 % over seeds (t) |
 |---|---|---|---|
 | OOD rule | {_number(row["ood"])} | {_between(row, "ood")} | {_between(row, "ood_seed")} |
 | ID rule | {_number(row["id"])} | {_between(row, "id")} | – |
 
-The accuracies are means over the seeds, on held-out problems of which none chose the cell (it was chosen on another
+The accuracies are means over these seeds, on held-out problems of which none chose the cell (it was chosen on another
 half), at temperature {study.evaluation.temperature:g}. The checkpoint itself is of one seed.
 `provenance.json` names the run that made it.
 
     vllm serve {(session.files.root / RECOMMENDED)} --dtype {study.rollout.dtype}
 """
+
+
+def _seeds(session: Session, row: Mapping[str, Any]) -> str:
+    """The seeds that the cell's accuracies are means over, and which of the study's are not among them."""
+    study, scores = session.study, with_starts(session.files.read_table("scores"), session.study)
+    place = (row["recipe"], row["sft_step"], row["rl_step"])
+    used = next(
+        (
+            cell.seeds
+            for cell in places_to_stop(under(scores, row["rule"]), [row["recipe"]], study.rl.algorithm)
+            if (cell.recipe, cell.sft_step, cell.rl_step) == place
+        ),
+        None,
+    )
+    if used is None:
+        return f"{row['seeds']} of its seeds"
+    missing = [seed for seed in study.seeds if seed not in used]
+    without = f" (without {_named(missing)}, which did not get there)" if missing else ""
+    return f"{_named(used)}{without}"
+
+
+def _named(seeds: Sequence[int]) -> str:
+    return f"seed{'' if len(seeds) == 1 else 's'} {', '.join(map(str, seeds))}"
 
 
 def _number(value: float | None) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from rlheals_ray.report.layout import Table
 from rlheals_ray.report.results import Row
+from rlheals_ray.report.words import count
 
 OFTEN = 0.05
 """Share of draws without any healing from which on it is told."""
@@ -75,6 +76,7 @@ def edge_table(edges: Sequence[Row], name: str = "", folded: bool = False) -> Ta
             between(row),
             steps_interval(row["step_low"], row["step_high"]).strip() or "–",
             steps_interval(row["seeds_low"], row["seeds_high"]).strip() or "–",
+            count(row["seeds"]),
             "–" if row["absent"] is None else f"{100 * row['absent']:.0f} %",
         )
         for row in edges
@@ -86,6 +88,7 @@ def edge_table(edges: Sequence[Row], name: str = "", folded: bool = False) -> Ta
         "the edge lies",
         "95 % over problems",
         "range of the seeds",
+        "fewest seeds of a cell",
         "draws in which nothing heals",
     )
     named = ("of", *heads) if "name" in edges[0] else heads

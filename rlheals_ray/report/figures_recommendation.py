@@ -100,7 +100,7 @@ def _bar(row: Row, side: str) -> dict[str, object]:
 
 def _hover(row: Row, named: bool) -> str:
     which = f"{escape(Variant(row['recipe'], row['algorithm']).label)}, " if named else ""
-    sure = "" if row["p_best"] is None else f"<br>best in {100 * row['p_best']:.0f} % of the draws"
+    sure = "" if row["p_best"] is None else f"<br>taken in {100 * row['p_best']:.0f} % of the draws"
     return (
         f"{which}{place_words(row)}<br>OOD {number(row['ood'])}{interval(row['ood_low'], row['ood_high'])}"
         f"<br>ID {number(row['id'])}{interval(row['id_low'], row['id_high'])}{sure}"

@@ -9,7 +9,7 @@ import pyarrow as pa
 from rlheals_ray.lineage import CONTROLS
 from rlheals_ray.report.layout import Table
 from rlheals_ray.report.results import Row
-from rlheals_ray.report.words import Finding, interval, listed, number
+from rlheals_ray.report.words import Finding, count, interval, listed, number
 
 NAMES = {"continued_sft": "continued SFT", "rejection_sft": "SFT on own solved samples"}
 NOT_RUN = (
@@ -122,6 +122,7 @@ def control_table(rows: Sequence[Row], name: str = "", folded: bool = True) -> T
             number(row["difference"], signed=True),
             interval(row["difference_low"], row["difference_high"]).strip() or "–",
             interval(row["difference_seed_low"], row["difference_seed_high"]).strip() or "one seed",
+            count(row["seeds"]),
             "–" if row["q"] is None else f"{row['q']:.2g}",
             f"RL {row['verdict']}" if row["verdict"] in ("better", "worse") else row["verdict"] or "",
         )
@@ -137,6 +138,7 @@ def control_table(rows: Sequence[Row], name: str = "", folded: bool = True) -> T
         "RL − control",
         "over problems",
         "over seeds (t)",
+        "seeds",
         "q",
         "verdict",
     )

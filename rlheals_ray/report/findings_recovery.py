@@ -45,9 +45,11 @@ def best_cells(cells: Sequence[Row]) -> dict[int, Row]:
     return best
 
 
-def _cell_words(row: Row) -> str:
+def _cell_words(row: Row, seeds: int) -> str:
+    """`60: +.14 [.07, .20]`; of a cell that not all of the `seeds` reached, how many did."""
     change = number(row["healing"], signed=True)
-    return f"{row['sft_step']}: {change}{interval(row['healing_low'], row['healing_high'])}"
+    fewer = f" ({row['seeds']} of {seeds} seeds)" if row["seeds"] is not None and row["seeds"] < seeds else ""
+    return f"{row['sft_step']}: {change}{interval(row['healing_low'], row['healing_high'])}{fewer}"
 
 
 def _healing(cells: Sequence[Row], seeds: int) -> list[Finding]:
@@ -61,8 +63,9 @@ def _healing(cells: Sequence[Row], seeds: int) -> list[Finding]:
     read = f"best of {listed(budgets)} RL updates" if len(budgets) > 1 else f"after {budgets[0]} RL updates"
     found = []
     if healed:
-        every = ", every seed agreeing in sign" if seeds > 1 else ""
-        gains = "; ".join(_cell_words(row) for row in healed)
+        lacks = any(row["seeds"] is not None and row["seeds"] < seeds for row in healed)
+        every = f", every seed {'that a cell has ' if lacks else ''}agreeing in sign" if seeds > 1 else ""
+        gains = "; ".join(_cell_words(row, seeds) for row in healed)
         text = f"RL heals. OOD accuracy gained, by the SFT step it starts from ({read}{every}): {gains}."
         back = [row["recovery"] for row in healed if row["recovery"] is not None]
         if back:
@@ -70,13 +73,15 @@ def _healing(cells: Sequence[Row], seeds: int) -> list[Finding]:
             text += f" Where SFT had forgotten, that is {span} of what was forgotten."
         found.append(Finding("healing", text, True))
     else:
-        most = "; ".join(_cell_words(row) for row in best.values())
+        most = "; ".join(_cell_words(row, seeds) for row in best.values())
         text = f"RL heals from none of the {len(best)} SFT steps tried ({read}): {most}."
         found.append(Finding("healing", text, False))
     harmed = [row for row in cells if row["verdict"] == "harms"]
     if harmed:
         worst = {row["sft_step"]: row for row in sorted(harmed, key=lambda row: -row["healing"])}
-        losses = [f"{_cell_words(row)} after {row['rl_step']} updates" for _, row in sorted(worst.items())]
+        losses = [
+            f"{_cell_words(row, seeds)} after {row['rl_step']} updates" for _, row in sorted(worst.items())
+        ]
         text = f"RL harms OOD accuracy from SFT steps {'; '.join(losses)}."
         found.append(Finding("harm", text, True))
     return found

@@ -10,13 +10,15 @@ from rlheals_ray.report.layout import Table
 from rlheals_ray.report.results import Row
 from rlheals_ray.report.source import Source
 from rlheals_ray.report.variants import Variant
-from rlheals_ray.report.words import Finding, interval, listed, number
+from rlheals_ray.report.words import Finding, count, interval, listed, number
 
 SURE, LIKELY = 0.9, 0.5
 """Shares of draws in which a cell is the best: from SURE on it is called the best, below LIKELY it is not."""
 RECOMMENDED = "recommended"
 """The directory of a study that holds the recommended checkpoint."""
 MOST_RIVALS = 4
+RARE = 0.05
+"""Share of draws below which a rival is not named."""
 
 
 def chosen_row(rows: Sequence[Row]) -> Row | None:
@@ -58,7 +60,7 @@ def recommendation_words(rows: Sequence[Row]) -> str:
     if row is None:
         return _none_chosen(rows)
     words = stop_words(row, several_kinds(rows))
-    over = _seeds(row["ood_seed_low"], row["ood_seed_high"])
+    over = _seeds(row)
     text = (
         f"{words[0].upper()}{words[1:]}: OOD accuracy {number(row['ood'])}{interval(row['ood_low'], row['ood_high'])}"
         f"{over}, ID accuracy {number(row['id'])}{interval(row['id_low'], row['id_high'])}"
@@ -74,12 +76,21 @@ def confidence_words(rows: Sequence[Row], row: Row) -> str:
     if p is None:
         return "How sure that is was not computed."
     if sum(bool(one["eligible"]) for one in rows) == 1:
-        return "No other cell reaches the ID floor, so its OOD accuracy had no rival."
-    share = f"in {100 * p:.0f} % of the draws of problems it is the best of the eligible cells"
+        alone = "On the half that chose, no other cell reaches the ID floor. "
+        return alone + _confidence(rows, row, p)
+    return _confidence(rows, row, p)
+
+
+def _confidence(rows: Sequence[Row], row: Row, p: float) -> str:
+    share = (
+        f"in {100 * p:.0f} % of the draws of the other problems the same rule, ID floor included, takes it"
+    )
     rivals = sorted(
-        (one for one in rows if one is not row and one["eligible"] and (one["p_best"] or 0) > 0.05),
+        (one for one in rows if one is not row and (one["p_best"] or 0) > RARE),
         key=lambda one: -one["p_best"],
     )[:MOST_RIVALS]
+    if (nobody := 1 - sum(one["p_best"] or 0.0 for one in rows)) > RARE:
+        share += f", and in {100 * nobody:.0f} % it takes no cell at all"
     named = several_kinds(rows)
     others = listed(f"{place_words(one)}{_kind(one, named)} ({100 * one['p_best']:.0f} %)" for one in rivals)
     if p >= SURE:
@@ -105,8 +116,11 @@ def _none_chosen(rows: Sequence[Row]) -> str:
     )
 
 
-def _seeds(low: float | None, high: float | None) -> str:
-    return f" (over seeds{interval(low, high)})" if low is not None and high is not None else " (one seed)"
+def _seeds(row: Row) -> str:
+    low, high = row["ood_seed_low"], row["ood_seed_high"]
+    if low is None or high is None:
+        return " (one seed)"
+    return f" (over {'' if row['seeds'] is None else str(row['seeds']) + ' '}seeds{interval(low, high)})"
 
 
 def recommendation_findings(rows: Sequence[Row]) -> list[Finding]:
@@ -153,6 +167,7 @@ def runners_up(rows: Sequence[Row], folded: bool = True) -> Table | None:
             str(row["rl_step"]),
             f"{number(row['ood'])}{interval(row['ood_low'], row['ood_high'])}",
             interval(row["ood_seed_low"], row["ood_seed_high"]).strip() or "one seed",
+            count(row["seeds"]),
             f"{number(row['id'])}{interval(row['id_low'], row['id_high'])}",
             {True: "yes", False: "no, below the ID floor"}.get(row["eligible"], "–"),
             "–" if row["p_best"] is None else f"{100 * row['p_best']:.0f} %",
@@ -160,6 +175,16 @@ def runners_up(rows: Sequence[Row], folded: bool = True) -> Table | None:
         )
         for row in rows
     ]
-    heads = ("SFT step", "RL step", "OOD", "OOD over seeds (t)", "ID", "eligible", "best of the draws", "")
+    heads = (
+        "SFT step",
+        "RL step",
+        "OOD",
+        "OOD over seeds (t)",
+        "seeds",
+        "ID",
+        "eligible",
+        "taken in draws",
+        "",
+    )
     title = f"All {len(rows)} cells as places to stop"
     return Table(title, ("recipe and algorithm", *heads) if named else heads, lines, folded=folded)

@@ -17,7 +17,7 @@ from rlheals_ray.report.source import Source
 from rlheals_ray.report.strands import of_edges
 from rlheals_ray.report.unfinished import gaps, unfinished_table, waiting_line
 from rlheals_ray.report.variants import Variant, of_variant
-from rlheals_ray.report.words import interval, number
+from rlheals_ray.report.words import count, interval, number
 
 
 def recovery_sections(source: Source, every: Sequence[Variant]) -> list[Section]:
@@ -104,6 +104,7 @@ def _cell_table(cells: Sequence[Row], name: str) -> Table:
             number(row["healing"], signed=True),
             interval(row["healing_low"], row["healing_high"]).strip(),
             interval(row["healing_seed_low"], row["healing_seed_high"]).strip() or "one seed",
+            count(row["seeds"]),
             "–" if row["q"] is None else f"{row['q']:.2g}",
             number(row["forgetting"]),
             number(row["recovery"]) + interval(row["recovery_low"], row["recovery_high"]),
@@ -118,6 +119,7 @@ def _cell_table(cells: Sequence[Row], name: str) -> Table:
         "healing",
         "over problems",
         "over seeds (t)",
+        "seeds",
         "q",
         "forgetting",
         "recovery",

@@ -30,6 +30,11 @@ def number(value: float | None, signed: bool = False) -> str:
     return ("−" if negative else "+" if signed else "") + digits
 
 
+def count(value: int | None) -> str:
+    """`3`, or a dash where it is not known."""
+    return "–" if value is None else str(value)
+
+
 def interval(low: float | None, high: float | None) -> str:
     """` [.20, .48]` with its leading space, or nothing where there is no interval."""
     return "" if low is None or high is None else f" [{number(low)}, {number(high)}]"

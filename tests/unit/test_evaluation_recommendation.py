@@ -10,7 +10,7 @@ from rlheals_ray import tables
 from rlheals_ray.config import RecommendationSettings
 from rlheals_ray.evaluation.outcomes import first_attempts
 from rlheals_ray.evaluation.peak import split_halves
-from rlheals_ray.evaluation.recommendation import recommendation_rows
+from rlheals_ray.evaluation.recommendation import places_to_stop, recommendation_rows
 from tests.simulated_maps import Map, simulated_map
 
 BOTH = ("ood", "id")
@@ -32,6 +32,7 @@ def test_every_cell_has_a_row_and_a_clearly_best_one_is_chosen_with_confidence()
     assert (rows[0]["sft_step"], rows[0]["rl_step"], rows[0]["algorithm"]) == (30, 30, "ppo")
     assert rows[0]["p_best"] > 0.95
     assert sum(r["p_best"] for r in rows) == pytest.approx(1)
+    assert {r["seeds"] for r in rows} == {3}
     assert {r["algorithm"] for r in rows if r["rl_step"] == 0} == {None}
 
 
@@ -57,12 +58,46 @@ def test_the_floor_decides_before_the_best_and_nothing_is_chosen_where_nothing_r
     made = simulated_map(np.random.default_rng(3), EQUAL, rules=BOTH)
     rows = rows_of(made, id_margin=0.0)
     assert sum(r["eligible"] for r in rows) == 1  # the best ID accuracy alone
-    assert rows[0]["chosen"] and rows[0]["p_best"] == 1.0
+    assert rows[0]["chosen"]
     none = rows_of(made, id_floor=1.0)
     assert len(none) == len(rows)
     assert not any(r["chosen"] or r["eligible"] for r in none)
-    assert {r["p_best"] for r in none} == {None}
+    assert {r["p_best"] for r in none} == {0.0}
     assert {r["id_floor"] for r in none} == {1.0}
+
+
+@pytest.mark.parametrize(("lead", "sure"), [(0.0, False), (3.0, True)])
+def test_being_the_only_one_above_the_floor_is_as_sure_as_the_id_problems_make_it(
+    lead: float, sure: bool
+) -> None:
+    """Of 12 cells one reaches the floor: of equals by luck, which other ID problems undo; else by merit."""
+    made = simulated_map(np.random.default_rng(3), EQUAL | {(30, 30): lead}, rules=BOTH)
+    rows = rows_of(made, id_margin=0.0)
+    assert [r["eligible"] for r in rows] == [True] + [False] * 11
+    assert (rows[0]["p_best"] > 0.95) is sure
+    assert sure or rows[0]["p_best"] < 0.4
+    assert sum(r["p_best"] for r in rows) == pytest.approx(1), "those below the floor may reach it in a draw"
+
+
+def test_draws_in_which_nobody_reaches_the_floor_count_for_nobody() -> None:
+    made = simulated_map(np.random.default_rng(1), EQUAL | {(30, 30): 3.0}, rules=BOTH)
+    best = rows_of(made)[0]
+    assert best["rl_step"] == 30 and best["id_low"] < best["id"] < best["id_high"]
+    rows = rows_of(made, id_floor=best["id"])
+    assert 0.2 < rows[0]["p_best"] < 0.8
+    assert sum(r["p_best"] for r in rows) == pytest.approx(rows[0]["p_best"])
+
+
+@pytest.mark.parametrize("margin", [1.0, 0.05])
+def test_of_equal_cells_the_chosen_one_is_taken_again_in_no_more_draws_than_any(margin: float) -> None:
+    """12 cells of equal expected accuracies: a twelfth, within three standard errors, though one had to be chosen."""
+    random = np.random.default_rng(7)
+    taken = []
+    for _ in range(100):
+        made = simulated_map(random, EQUAL, seeds=1, clusters=30, rules=BOTH, shared=0.5)
+        taken.append(rows_of(made, draws=60, id_margin=margin)[0]["p_best"])
+    assert abs(np.mean(taken) - 1 / 12) < 3 * np.std(taken) / np.sqrt(len(taken))
+    assert np.mean(taken) < 2 / 12
 
 
 def test_a_cell_that_a_seed_lacks_is_left_out() -> None:
@@ -70,6 +105,15 @@ def test_a_cell_that_a_seed_lacks_is_left_out() -> None:
     keep = pc.not_equal(made.scores["checkpoint"], "rl/seed=1/sft_step=30/rl_step=30")
     rows = rows_of(Map(made.episodes, made.scores.filter(keep), made.clusters))
     assert (30, 30) not in {(r["sft_step"], r["rl_step"]) for r in rows}
+    assert {r["seeds"] for r in rows} == {3}
+
+
+def test_a_seed_without_a_trunk_is_counted_out_of_every_cell() -> None:
+    made = simulated_map(np.random.default_rng(4), EQUAL, rules=BOTH)
+    scores = made.scores.filter(pc.not_equal(made.scores["seed"], 1))
+    rows = rows_of(Map(made.episodes, scores, made.clusters))
+    assert len(rows) == 12 and {r["seeds"] for r in rows} == {2}
+    assert {cell.seeds for cell in places_to_stop(scores, ["plain"], "ppo")} == {(0, 2)}
 
 
 @pytest.mark.parametrize("seeds", [1, 2])

@@ -54,7 +54,7 @@ def recommended(p_best: float, floor: float = 0.85) -> list[Row]:
 def test_the_recommendation_says_where_to_stop_with_both_accuracies_and_the_floor() -> None:
     text = recommendation_words(recommended(0.95))
     assert text.startswith(
-        "Stop SFT at step 4, then RL for 30 updates: OOD accuracy .93 [.88, .98] (over seeds"
+        "Stop SFT at step 4, then RL for 30 updates: OOD accuracy .93 [.88, .98] (over 3 seeds"
     )
     assert "ID accuracy .95" in text and "at an ID floor of .85" in text
 
@@ -73,10 +73,28 @@ def test_how_sure_it_is_is_said_in_words(p_best: float, said: str) -> None:
     assert ("SFT 15 + RL 30" in text) is (p_best < 0.9), "rivals are named where the choice is not clear"
 
 
-def test_the_only_eligible_cell_is_not_called_clear() -> None:
-    first, *others = recommended(1.0)
-    text = recommendation_words([first, *({**row, "eligible": False, "p_best": None} for row in others)])
-    assert text.endswith("No other cell reaches the ID floor, so its OOD accuracy had no rival.")
+def test_the_only_eligible_cell_is_called_as_clear_as_the_draws_are() -> None:
+    first, second, *others = [{**row, "eligible": False, "p_best": 0.0} for row in recommended(1.0)]
+    rows = [{**first, "eligible": True, "p_best": 0.4}, {**second, "p_best": 0.35}, *others]
+    text = recommendation_words(rows)
+    assert (
+        "On the half that chose, no other cell reaches the ID floor. No cell stands out: only in 40 %" in text
+    )
+    assert "in 25 % it takes no cell at all" in text and "SFT 15 + RL 30 (35 %)" in text
+
+
+def test_an_accuracy_says_how_many_seeds_it_is_over(tmp_path: Path) -> None:
+    assert "(over 3 seeds [" in recommendation_words(recommended(0.95))
+    cells = next(
+        table
+        for table in part(unfinished(), "healing", tmp_path).tables
+        if table.title.startswith("Every cell")
+    )
+    seeds = {row[:2]: row[cells.heads.index("seeds")] for row in cells.rows}
+    assert (seeds["30", "30"], seeds["30", "15"], seeds["4", "30"]) == ("2", "3", "3")
+    text = by_kind(unfinished())["healing"].text
+    assert "every seed that a cell has agreeing" in text and "(2 of 3 seeds); 60" in text
+    assert "of 3 seeds" not in by_kind(with_outcome(nano_like()))["healing"].text
 
 
 def test_no_eligible_cell_is_no_recommendation_and_says_how_near_the_map_came() -> None:

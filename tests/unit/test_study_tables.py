@@ -81,6 +81,14 @@ def test_a_failed_branch_lacks_its_cells_and_nothing_else() -> None:
     cells = {(r["sft_step"], r["rl_step"]) for r in found["recommendation"].to_pylist()}
     assert cells == {(4, 0), (60, 0), (4, 15), (4, 30)}
     assert not [r for r in found["controls"].to_pylist() if (r["seed"], r["sft_step"]) == (1, 60)]
+    # Whoever reads a pooled row sees that it is of two seeds, also where these agree.
+    for name in ("boundary", "controls"):
+        rows = [r for r in found[name].to_pylist() if r["algorithm"] == "ppo" and r["rl_step"]]
+        assert {r["seeds"] for r in rows if r["scope"] == "seed"} == {1}
+        pooled = {(r["sft_step"], r["seeds"]) for r in rows if r["scope"] == "pooled"}
+        assert pooled == {(4, 3), (60, 2)}, name
+    assert {r["verdict"] for r in found["boundary"].to_pylist() if r["seeds"] == 2} >= {"heals"}
+    assert set(found["edges"]["seeds"].to_pylist()) == {2}
 
 
 def test_a_study_of_sft_alone_has_a_place_to_stop_and_no_boundary() -> None:
