@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -79,6 +80,38 @@ def new_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_directory(path: Path) -> None:
+    """Remove a directory as a whole: nobody sees it with some of its files, and no kill leaves it so."""
+    old = _temporary(path)
+    try:
+        path.rename(old)
+    except OSError:
+        return  # it is not there
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def is_uri(storage: str) -> bool:
+    """Whether studies are kept on another filesystem than this machine's own."""
+    return "://" in storage and not storage.startswith("file://")
+
+
+def work_directory(storage: str, work: str | None = None) -> Path:
+    """Where studies whose storage is a URI are worked on: `work`, or a directory of the user's own for that URI.
+
+    Raises InputError for a URI with a password in it: it would be stored in study.yaml.
+    """
+    if "@" in storage.partition("://")[2].partition("/")[0]:
+        raise InputError(
+            f"storage (got {storage.partition('://')[0]!r} with a user or password before '@'): it would stand in "
+            "study.yaml; leave it out and give the credentials by the environment, as the filesystem's own tools do."
+        )
+    if work is not None:
+        return Path(work)
+    readable = re.sub(r"[^A-Za-z0-9._]+", "-", storage.rstrip("/"))[:80].strip("-.")
+    # Two URIs never share a directory, whatever was made of their characters.
+    return Path("~/.cache/rlheals_ray") / f"{readable}-{fingerprint(storage=storage.rstrip('/'))[:8]}"
+
+
 @dataclass(frozen=True)
 class Unit:
     """One piece of work: a name that is also a relative path, and the fingerprint of its inputs."""
@@ -89,27 +122,27 @@ class Unit:
 
 @dataclass(frozen=True)
 class StudyFiles:
-    """The files of one study. Local or shared (NFS-like) directories; see docs/decisions.md on URIs."""
+    """The files of one study, in a local or shared (NFS-like) directory; for storage by URI see `mirror.py`."""
 
     root: Path
 
     @classmethod
-    def at(cls, storage: str, name: str) -> StudyFiles:
-        """The files of study `name` under `storage`; raises InputError for a storage that is no directory path."""
-        if "://" in storage and not storage.startswith("file://"):
-            raise InputError(
-                f"storage (got {storage!r}): only local or shared directories are supported so far; "
-                "mount the bucket and give its path."
-            )
-        return cls(Path(storage.removeprefix("file://")).expanduser().resolve() / name)
+    def at(cls, storage: str, name: str, work: str | None = None) -> StudyFiles:
+        """The files of study `name` under `storage`; where that is a URI, of its copy under `work`.
 
-    def check_writable(self) -> None:
-        """Raises InputError, having written nothing, when the study could not be written here."""
+        Raises InputError for a URI with a password in it.
+        """
+        where = work_directory(storage, work) if is_uri(storage) else Path(storage.removeprefix("file://"))
+        return cls(where.expanduser().resolve() / name)
+
+    def check_writable(self, field: str = "storage") -> None:
+        """Raises InputError, having written nothing, when the study could not be written here; `field` says so."""
         existing = next(parent for parent in (self.root, *self.root.parents) if parent.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            option = "--storage" if field == "storage" else f"{field}=DIR"
             raise InputError(
-                f"storage (got {str(self.root.parent)!r}): {str(existing)!r} is not a writable directory; "
-                "choose another with --storage or change its permissions."
+                f"{field} (got {str(self.root.parent)!r}): {str(existing)!r} is not a writable directory; "
+                f"choose another with {option} or change its permissions."
             )
 
     @contextmanager
@@ -195,7 +228,7 @@ class StudyFiles:
             return False
         self._marker(unit).unlink()
         for name in checkpoints:
-            shutil.rmtree(self.checkpoint(name), ignore_errors=True)
+            remove_directory(self.checkpoint(name))
         return True
 
     def mark_done(self, unit: Unit, **details: Any) -> None:

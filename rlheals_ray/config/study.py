@@ -44,6 +44,10 @@ class Study(Settings):
     """Checkpoints that stay when the study is done: all; those where RL starts and ends, the peaks and the recommended
     one; or base and the recommended one. Tables and report always stay."""
     storage: str = "./runs"
+    """A local or shared directory, or the URI of one that pyarrow or fsspec knows, such as s3://bucket/runs."""
+    work: str | None = None
+    """Where a study whose storage is a URI is worked on, while it is mirrored there; every node must see it. By
+    default a directory of the URI's own in ~/.cache/rlheals_ray. Ignored where storage is a directory."""
 
     @field_validator("seeds")
     @classmethod

@@ -29,7 +29,7 @@ def calibrate(study: Study, address: str | None = None) -> None:
     """
     from rlheals_ray.grid.study_run import run_study
 
-    files = StudyFiles.at(study.storage, study.name)
+    files = StudyFiles.at(study.storage, study.name, study.work)
     # Beside the studies: on a cluster every node must see it.
     files.root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".calibrate-", dir=files.root.parent) as directory:

@@ -62,7 +62,7 @@ def _parser(job: str, what: str) -> argparse.ArgumentParser:
         action="store_true",
         help="with --plan: first run a miniature of the study and keep its rates in rates.json under `storage`",
     )
-    parser.add_argument("--storage", metavar="DIR", help="where studies are kept (overrides `storage`)")
+    parser.add_argument("--storage", metavar="DIR|URI", help="where studies are kept (overrides `storage`)")
     parser.add_argument(
         "--address", metavar="ADDRESS", help="a Ray cluster to join (default: RAY_ADDRESS, else this machine)"
     )

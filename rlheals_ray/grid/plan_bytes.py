@@ -12,7 +12,7 @@ from rlheals_ray.grid.plan_counts import counts, edit_names
 from rlheals_ray.grid.resources import resources_of
 from rlheals_ray.grid.units import edit_name
 from rlheals_ray.lineage import trunks
-from rlheals_ray.storage import StudyFiles
+from rlheals_ray.storage import StudyFiles, is_uri
 
 STATES = 2
 """Of one run: `KEPT` of sft/run_state.py, and a branch's version while the next one is written."""
@@ -87,10 +87,11 @@ def check_disk(study: Study, files: StudyFiles) -> None:
     found, free = disk(study), free_bytes(files)
     least = sum(found.checkpoints[kind].bytes for kind in ("base", "sft", "rl")) + found.states.bytes
     if least > free:
+        field, option = ("work", "work=DIR") if is_uri(study.storage) else ("storage", "--storage")
         raise InputError(
-            f"storage (got {str(files.root.parent)!r}): the study stores at least {in_units(least)} (base, trunks, "
+            f"{field} (got {str(files.root.parent)!r}): the study stores at least {in_units(least)} (base, trunks, "
             f"branches and their resumable states; with controls, factors and edits up to {in_units(found.peak)}), and "
-            f"{in_units(free)} are free there; use --storage with more space, or fewer of seeds, sft.steps, "
+            f"{in_units(free)} are free there; use {option} with more space, or fewer of seeds, sft.steps, "
             "rl.from_steps and rl.budgets (keep removes checkpoints only when the study is done)."
         )
 
@@ -153,6 +154,11 @@ def disk_lines(study: Study, files: StudyFiles) -> list[str]:
         f"at the most {in_units(found.peak)} at one time, tables and logs apart; "
         f"{in_units(free_bytes(files))} are free",
     ]
+    if is_uri(study.storage):
+        lines.append(
+            f"storage is a URI: the study is worked on in {files.root} and mirrored from there to {study.storage}; "
+            "what is done is counted in that directory as it is now: a run first fetches what other machines have done"
+        )
     if study.keep != "all":
         left = f"keep={study.keep}: when the study is done, about {in_units(found.kept[study.keep])} of them stay"
         return [*lines, left]

@@ -17,7 +17,8 @@ from rlheals_ray.grid.preflight_base import (
 )
 from rlheals_ray.grid.preflight_data import check_data
 from rlheals_ray.grid.preflight_turns import SPARE, check_turns
-from rlheals_ray.storage import StudyFiles
+from rlheals_ray.mirror_remote import remote_folder
+from rlheals_ray.storage import StudyFiles, is_uri
 from rlheals_ray.tasks import Task, get_task, rules_of
 from rlheals_ray.tasks.conformance import Effort
 from rlheals_ray.tasks.conformance.apart import check_apart
@@ -39,8 +40,10 @@ def preflight(study: Study) -> StudyFiles:
     check_data(study, task)
     check_weights(study)
     check_tracking(study.tracking)
-    files = StudyFiles.at(study.storage, study.name)
-    files.check_writable()
+    files = StudyFiles.at(study.storage, study.name, study.work)
+    if is_uri(study.storage):
+        remote_folder(study.storage, study.name)
+    files.check_writable(field="work" if is_uri(study.storage) else "storage")
     return files
 
 

@@ -18,6 +18,7 @@ from rlheals_ray.connection import SLOTS_PER_CORE, local_slots
 from rlheals_ray.grid.plan_memory import GIB, engine_bytes, held_back_bytes, worker_bytes
 from rlheals_ray.lineage import branches
 from rlheals_ray.need import Need, Offer
+from rlheals_ray.storage import is_uri
 
 WAIT = ", or set resources.nodes_seconds=1800 where an autoscaler brings nodes"
 
@@ -201,6 +202,15 @@ def check_local(needed: Resources) -> None:
             f"{memory:.1f} GiB of this machine; lower them, leave them out, or run on a cluster with --address."
         )
     _check_memory(needed, memory, [memory], "this machine", local_gpus())
+
+
+def check_work(study: Study, nodes: int) -> None:
+    """Raises InputError where a study with a URI for storage is worked on in a directory that other nodes do not see."""
+    if is_uri(study.storage) and study.work is None and nodes > 1:
+        raise InputError(
+            f"work (got null): storage {study.storage!r} is a URI, and the study is worked on in a directory that all "
+            f"{nodes} nodes of the cluster must see; give one with work=DIR, on a shared filesystem."
+        )
 
 
 def check_cluster(

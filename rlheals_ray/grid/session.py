@@ -21,7 +21,7 @@ from rlheals_ray.event_log import EventLog, without_secrets
 from rlheals_ray.grid.nodes import await_nodes
 from rlheals_ray.grid.plan_bytes import check_disk
 from rlheals_ray.grid.progress import Timings
-from rlheals_ray.grid.resources import Resources, check_cluster, check_local, resources_of
+from rlheals_ray.grid.resources import Resources, check_cluster, check_local, check_work, resources_of
 from rlheals_ray.grid.units import StudyUnits
 from rlheals_ray.lineage import BASE
 from rlheals_ray.monitoring import serve_study
@@ -110,6 +110,7 @@ class Session:
             if wait and self.study.resources.nodes_seconds:
                 await_nodes(self.resources, self.needs, self.study.resources.nodes_seconds)
             total, alive = ray.cluster_resources(), [node for node in ray.nodes() if node["Alive"]]
+            check_work(self.study, len(alive))
             check_cluster(
                 self.resources,
                 total.get("CPU", 0.0),

@@ -21,6 +21,7 @@ from rlheals_ray.grid.session import Session
 from rlheals_ray.grid.spectra import spectra_stage
 from rlheals_ray.grid.stages import base_stage, evaluate_stage, rl_stage, sft_stage
 from rlheals_ray.grid.study_tables import tables_stage
+from rlheals_ray.mirror import Mirror, mirrored
 from rlheals_ray.provenance import git_commit, versions
 from rlheals_ray.storage import StudyFiles, write_json, write_text
 from rlheals_ray.tasks import ood_rules
@@ -43,10 +44,16 @@ def run_study(study: Study, job: str = "grid", address: str | None = None) -> in
     Raises InputError, having written nothing, when the input is wrong.
     """
     files = preflight(study)
+    mirror = Mirror.of(study, files)
     session = Session(study, files, address)
-    check_removed(session)
+    if mirror is None:
+        check_removed(session)
+    else:
+        mirror.check()
     session.check_resources()
-    with files.lock():
+    with files.lock(), mirrored(mirror):
+        if mirror is not None:
+            check_removed(session)  # only now the directory is what the run goes on from
         is_known = (files.root / "study.yaml").exists()
         if STAGES[job] or not is_known:
             _record_study(study, files)
@@ -63,10 +70,15 @@ def run_study(study: Study, job: str = "grid", address: str | None = None) -> in
         _run(session, report_stage)
         if job == "grid":
             _run(session, retention_stage)
-        _summary(session, _log_failures(session))
+        logs = _log_failures(session)
         failed = ", ".join(session.failures) or None
         session.events.add("study", "failed" if failed else "done", cause=failed)
         session.events.close()
+        if mirror is not None and (cause := mirror.end()):
+            session.fail("mirror", cause)
+            session.events.close()
+            logs = _log_failures(session)
+        _summary(session, logs)
     return 1 if session.failures else 0
 
 

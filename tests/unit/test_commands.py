@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from rlheals_ray.config import InputError, load_study
+from rlheals_ray.folder import Folder
 from rlheals_ray.grid import preflight as preflight_module
 from rlheals_ray.grid.command import main
 from rlheals_ray.grid.preflight import check_tracking
@@ -251,12 +252,39 @@ def test_a_file_in_the_place_of_storage_is_refused_and_kept(grid: Run, tmp_path:
     assert file.read_text() == "precious"
 
 
+@pytest.mark.parametrize("plan", [(), ("--plan",)], ids=["run", "plan"])
 @pytest.mark.parametrize("how", ["field", "option"])
-def test_storage_in_a_bucket_is_refused(capsys: pytest.CaptureFixture[str], grid: Run, how: str) -> None:
-    bucket = ["storage=s3://bucket/runs"] if how == "field" else ["--storage", "s3://bucket/runs"]
-    assert main("grid", "test", ["tiny", *bucket]) == 2
+def test_a_storage_that_no_filesystem_knows_is_refused(
+    capsys: pytest.CaptureFixture[str], grid: Run, tmp_path: Path, how: str, plan: tuple[str, ...]
+) -> None:
+    where = ["storage=nosuch://bucket/runs"] if how == "field" else ["--storage", "nosuch://bucket/runs"]
+    assert main("grid", "test", ["tiny", f"work={tmp_path / 'work'}", *where, *plan]) == 2
+    out, err = capsys.readouterr()
+    assert is_one_paragraph(err) and out == "" and "storage (got 'nosuch://bucket/runs')" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_storage_that_may_not_be_written_is_refused_before_anything_starts(
+    capsys: pytest.CaptureFixture[str], grid: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(Folder, "write", refuse)
+    assert main("grid", "test", ["tiny", "--storage", "memory://refused/runs", f"work={tmp_path}/work"]) == 2
     err = capsys.readouterr().err
-    assert is_one_paragraph(err) and "'s3://bucket/runs'" in err and "mount the bucket" in err
+    assert is_one_paragraph(err) and "memory://refused/runs" in err and "Access Denied" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_plan_of_a_study_at_a_uri_says_where_it_is_worked_on_and_writes_nothing(
+    capsys: pytest.CaptureFixture[str], grid: Run, tmp_path: Path
+) -> None:
+    where = ["--storage", "memory://planned/runs", f"work={tmp_path}/work"]
+    assert main("grid", "test", ["tiny", "--plan", *where]) == 0
+    out = capsys.readouterr().out
+    assert f"worked on in {tmp_path}/work/tiny and mirrored from there to memory://planned/runs" in out
+    assert list(tmp_path.iterdir()) == [] and not Folder.of("memory://planned").exists()
 
 
 def test_fields_may_stand_before_and_behind_options(grid: Run) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rlheals_ray.config import InputError, load_study
-from rlheals_ray.grid.resources import Resources, check_cluster, check_local, resources_of
+from rlheals_ray.grid.resources import Resources, check_cluster, check_local, check_work, resources_of
 from rlheals_ray.grid.units import StudyUnits
 from rlheals_ray.need import Need, Offer, selects
 
@@ -133,3 +133,12 @@ def test_where_things_run_changes_no_fingerprint() -> None:
     )
     assert plain.base == placed.base
     assert list(plain.branches()) == list(placed.branches())
+
+
+def test_a_study_at_a_uri_needs_a_directory_that_all_nodes_see() -> None:
+    at_uri = load_study("tiny", ["storage=s3://bucket/runs"])
+    with pytest.raises(InputError, match=r"work \(got null\).*all 3 nodes.*work=DIR"):
+        check_work(at_uri, 3)
+    check_work(at_uri, 1)
+    check_work(load_study("tiny", ["storage=s3://bucket/runs", "work=/shared"]), 3)
+    check_work(load_study("tiny"), 3)

@@ -122,10 +122,26 @@ def test_a_study_stands_below_its_storage(tmp_path: Path) -> None:
     assert StudyFiles.at("~/runs", "mine").root == Path.home() / "runs" / "mine"
 
 
-@pytest.mark.parametrize("uri", ["s3://bucket/runs", "gs://bucket", "hdfs://host/runs"])
-def test_storage_that_is_no_directory_is_refused(uri: str) -> None:
-    with pytest.raises(InputError, match=rf"storage \(got '{uri}'\).*mount the bucket"):
-        StudyFiles.at(uri, "mine")
+def test_a_study_at_a_uri_is_worked_on_in_a_directory_of_that_uri(tmp_path: Path) -> None:
+    uris = [
+        "s3://bucket/runs",
+        "gs://bucket/runs",
+        "s3://bucket-runs/",
+        "s3://bucket/runs/more",
+        "s3://bucket/ruñs",
+    ]
+    roots = [StudyFiles.at(uri, "mine").root for uri in uris]
+    assert len(set(roots)) == len(roots)
+    assert {root.parent.parent for root in roots} == {Path.home() / ".cache" / "rlheals_ray"}
+    assert StudyFiles.at("s3://bucket/runs/", "mine") == StudyFiles.at(uris[0], "mine")
+    assert StudyFiles.at("s3://bucket/runs", "mine", str(tmp_path)).root == tmp_path / "mine"
+    assert StudyFiles.at(str(tmp_path), "mine", "/ignored").root == tmp_path / "mine"
+
+
+def test_a_password_in_a_uri_is_refused_and_not_told() -> None:
+    with pytest.raises(InputError, match=r"storage.*credentials by the environment") as caught:
+        StudyFiles.at("s3://key:secret@bucket/runs", "mine")
+    assert "secret" not in str(caught.value)
 
 
 def test_asking_whether_storage_is_writable_writes_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,115 @@
+"""A mirrored study looked at from any machine: a temporary directory with all that says how it stands, and no weights.
+
+Files that nobody reads are there by name, size and time alone.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from rlheals_ray.folder import Folder, Listed
+from rlheals_ray.mirror_local import MARKERS, STATE, is_mirrored
+from rlheals_ray.mirror_remote import FILE, answer, fetch, is_fresh, read_state
+
+_WORKERS = 8
+_TRIES = 5
+_HEADER = 8
+"""Bytes of a safetensors file that tell the length of what it says of itself."""
+
+
+def for_status(path: str) -> bool:
+    """Whether a status reads the file."""
+    if path.startswith(MARKERS):
+        return True
+    name = path.rpartition("/")[2]
+    if path.startswith(STATE):
+        return name in ("CURRENT", "COMPLETE", "branch.json") or path.startswith(f"{STATE}failed/")
+    if path.startswith("tables/"):
+        return name != "episodes.parquet"  # the bulk of them, which tells no rate
+    return path in ("study.yaml", "failures.json", "timings.json") or name == "provenance.json"
+
+
+def for_comparison(path: str) -> bool:
+    """Whether a comparison of studies reads the file."""
+    return path in ("study.yaml", "timings.json") or path.startswith("tables/")
+
+
+class View:
+    """Of the study at `remote`; `root` is the directory. To be closed."""
+
+    def __init__(self, remote: Folder, wanted: Callable[[str], bool]) -> None:
+        """Raises InputError where the URI cannot be used."""
+        self.remote, self._wanted = remote, wanted
+        self._seen: dict[str, Listed] = {}
+        self._directory = Path(tempfile.mkdtemp(prefix="rlheals-"))
+        self.root = self._directory / remote.uri.partition("?")[0].rpartition("/")[2]
+        self.state: dict[str, Any] = {}
+        try:
+            self.root.mkdir()
+            answer(remote, remote.exists)
+            self.refresh()
+        except BaseException:
+            self.close()
+            raise
+
+    def refresh(self) -> None:
+        """See what has changed. A file that goes meanwhile counts as not there."""
+        found = {path: one for path, one in self.remote.listing(attempt=_tried).items() if is_mirrored(path)}
+        found.pop(FILE, None)
+        for path in self._seen.keys() - found.keys():
+            (self.root / path).unlink(missing_ok=True)
+            del self._seen[path]
+        # Where the filesystem tells no times, a file of the same size may be another.
+        changed = [path for path, one in found.items() if self._seen.get(path) != one or one.mtime is None]
+        with ThreadPoolExecutor(_WORKERS) as pool:
+            list(pool.map(lambda path: self._take(path, found[path]), sorted(changed)))
+        self.state = _tried(lambda: read_state(self.remote))
+
+    @property
+    def is_worked_on(self) -> bool:
+        """Whether a process has lately said that it works on the study, and not that it has ended."""
+        return is_fresh(self.state)
+
+    def _take(self, path: str, listed: Listed) -> None:
+        target = self.root / path
+        try:
+            if self._wanted(path):
+                _tried(lambda: fetch(self.remote, path, listed, self.root))
+            else:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                head = b""
+                if path.startswith(STATE) and path.endswith("/progress.safetensors"):
+                    head = _tried(lambda: _head(self.remote, path))
+                target.write_bytes(head)
+                os.truncate(target, listed.size)  # a hole: it takes no space
+                moment = time.time() if listed.mtime is None else listed.mtime
+                os.utime(target, (moment, moment))
+        except Exception:
+            target.unlink(missing_ok=True)
+            return
+        self._seen[path] = listed
+
+    def close(self) -> None:
+        """Remove the directory."""
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def _head(remote: Folder, path: str) -> bytes:
+    length = int.from_bytes(remote.read_range(path, 0, _HEADER), "little")
+    return remote.read_range(path, 0, _HEADER + length)
+
+
+def _tried(work: Callable[[], Any]) -> Any:
+    for after in range(_TRIES - 1):
+        with suppress(Exception):
+            return work()
+        time.sleep(0.05 * 2**after)
+    return work()
