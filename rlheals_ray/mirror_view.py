@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rlheals_ray.folder import Folder, Listed
 from rlheals_ray.mirror_local import MARKERS, STATE, is_mirrored
@@ -25,27 +25,34 @@ _HEADER = 8
 """Bytes of a safetensors file that tell the length of what it says of itself."""
 
 
-def for_status(path: str) -> bool:
-    """Whether a status reads the file."""
-    if path.startswith(MARKERS):
-        return True
+Part = Literal["whole", "head", "size"]
+"""What is fetched of a file; head: what a safetensors file says of itself."""
+
+
+def for_status(path: str) -> Part:
+    """What a status reads of the file."""
     name = path.rpartition("/")[2]
+    if path.startswith(MARKERS) or path in ("study.yaml", "failures.json", "timings.json"):
+        return "whole"
     if path.startswith(STATE):
-        return name in ("CURRENT", "COMPLETE", "branch.json") or path.startswith(f"{STATE}failed/")
+        told = name in ("CURRENT", "COMPLETE", "branch.json") or path.startswith(f"{STATE}failed/")
+        return "head" if name == "progress.safetensors" else "whole" if told else "size"
+    if path.startswith("hidden/") and name.endswith(".safetensors"):
+        return "head"
     if path.startswith("tables/"):
-        return name != "episodes.parquet"  # the bulk of them, which tells no rate
-    return path in ("study.yaml", "failures.json", "timings.json") or name == "provenance.json"
+        return "size" if name == "episodes.parquet" else "whole"  # the bulk of them, which tells no rate
+    return "whole" if name == "provenance.json" else "size"
 
 
-def for_comparison(path: str) -> bool:
-    """Whether a comparison of studies reads the file."""
-    return path in ("study.yaml", "timings.json") or path.startswith("tables/")
+def for_comparison(path: str) -> Part:
+    """What a comparison of studies reads of the file."""
+    return "whole" if path in ("study.yaml", "timings.json") or path.startswith("tables/") else "size"
 
 
 class View:
     """Of the study at `remote`; `root` is the directory. To be closed."""
 
-    def __init__(self, remote: Folder, wanted: Callable[[str], bool]) -> None:
+    def __init__(self, remote: Folder, wanted: Callable[[str], Part]) -> None:
         """Raises InputError where the URI cannot be used."""
         self.remote, self._wanted = remote, wanted
         self._seen: dict[str, Listed] = {}
@@ -81,14 +88,12 @@ class View:
     def _take(self, path: str, listed: Listed) -> None:
         target = self.root / path
         try:
-            if self._wanted(path):
+            part = self._wanted(path)
+            if part == "whole":
                 _tried(lambda: fetch(self.remote, path, listed, self.root))
             else:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                head = b""
-                if path.startswith(STATE) and path.endswith("/progress.safetensors"):
-                    head = _tried(lambda: _head(self.remote, path))
-                target.write_bytes(head)
+                target.write_bytes(_tried(lambda: _head(self.remote, path)) if part == "head" else b"")
                 os.truncate(target, listed.size)  # a hole: it takes no space
                 moment = time.time() if listed.mtime is None else listed.mtime
                 os.utime(target, (moment, moment))

@@ -16,6 +16,7 @@ from rlheals_ray.grid.status_runs import Evidence, Found, KnownUnits, State
 from rlheals_ray.grid.status_time import Left, known_rates, time_left
 from rlheals_ray.grid.status_units import STAGES, Inventory
 from rlheals_ray.lineage import Branch, Trunk
+from rlheals_ray.mirror_view import View
 from rlheals_ray.models.architecture import directory_of
 
 PLACES: Mapping[str, tuple[str, ...]] = {
@@ -128,8 +129,10 @@ class Watched:
 
     def look(self) -> Status:
         """How the study stands now."""
-        root, now = self._asked.root, time.time()
-        holder = holder_of(root)
+        root, now, view = self._asked.root, time.time(), self._asked.view
+        if view is not None:
+            view.refresh()
+        holder = holder_of(root) if view is None else _holder_elsewhere(view)
         disk = self._disk = Disk.walk(root, self._disk)
         causes = _causes(disk) if self._causes_count else {}
         inventory = Inventory(Evidence(self._units, disk, causes, holder.since if holder else None))
@@ -140,7 +143,7 @@ class Watched:
         failures = tuple(_failures(disk, causes, found, holder))
         return Status(
             study=self._study.name,
-            root=str(root),
+            root=str(root) if view is None else view.remote.uri,
             at=now,
             notes=(*self._asked.notes, *self._notes, *_outdated_note(found)),
             holder=holder,
@@ -154,6 +157,15 @@ class Watched:
             bytes=dict(sorted(disk.bytes.items(), key=lambda item: -item[1])),
             last_written=disk.newest(),
         )
+
+
+def _holder_elsewhere(view: View) -> Holder | None:
+    """Who said last that it works on the study."""
+    if not view.is_worked_on:
+        return None
+    state = view.state
+    sign = f"on {state.get('host')}, whose last sign is {time.time() - state['at']:.0f} s old"
+    return Holder(float(state.get("began", state["at"])), int(state["pid"]), sign)
 
 
 def _units(study: Study) -> tuple[KnownUnits, tuple[str, ...]]:

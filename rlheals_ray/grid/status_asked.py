@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ import yaml
 
 from rlheals_ray.config import InputError, Study, dump_study, load_study, presets
 from rlheals_ray.grid.rates import NOT_SETTINGS
-from rlheals_ray.storage import StudyFiles
+from rlheals_ray.mirror_remote import remote_folder
+from rlheals_ray.mirror_view import View, for_status
+from rlheals_ray.storage import StudyFiles, is_uri
 
 RECORD = "study.yaml"
 """In a study's directory: the settings of its last run."""
-_PLACES = ("name", "storage")
+_PLACES = ("name", "storage", "work")
 """Fields that only say where a study is."""
 
 
@@ -28,6 +30,8 @@ class Asked:
     stored: Study | None
     """The settings of its last run; None where this version cannot read them."""
     notes: tuple[str, ...] = ()
+    view: View | None = None
+    """Of a study whose storage is a URI; `root` is its directory. The caller closes it."""
 
 
 def asked_study(where: str, overrides: Sequence[str] = (), storage: str | None = None) -> Asked:
@@ -44,7 +48,27 @@ def asked_study(where: str, overrides: Sequence[str] = (), storage: str | None =
     given = load_study(where, overrides)
     if storage:
         given = given.model_copy(update={"storage": storage})
-    root = StudyFiles.at(given.storage, given.name).root
+    if is_uri(given.storage):
+        return _at_uri(where, given, overrides)
+    return _asked(where, given, overrides, StudyFiles.at(given.storage, given.name).root)
+
+
+def _at_uri(where: str, given: Study, overrides: Sequence[str]) -> Asked:
+    """Whatever machine it runs on: from the copy alone."""
+    view = View(remote_folder(given.storage, given.name), for_status)
+    try:
+        if not (view.root / RECORD).is_file():
+            raise InputError(
+                f"name (got {given.name!r}): no study has run in {view.remote.uri!r}, which has no {RECORD}; check "
+                "name and --storage."
+            )
+        return replace(_asked(where, given, overrides, view.root), view=view)
+    except BaseException:
+        view.close()
+        raise
+
+
+def _asked(where: str, given: Study, overrides: Sequence[str], root: Path) -> Asked:
     _check_there(root, field="name", value=given.name)
     stored, told = _stored(root)
     if any(override.partition("=")[0].split(".")[0] not in _PLACES for override in overrides):

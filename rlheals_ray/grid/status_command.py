@@ -34,7 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(parsed: argparse.Namespace) -> int:
     if parsed.watch and parsed.json:
         raise InputError("--json (got with --watch): it prints one object; leave one of the two out.")
-    watched = Watched(asked_study(parsed.study, parsed.overrides, parsed.storage))
+    asked = asked_study(parsed.study, parsed.overrides, parsed.storage)
+    try:
+        return _show(parsed, Watched(asked))
+    finally:
+        if asked.view is not None:
+            asked.view.close()
+
+
+def _show(parsed: argparse.Namespace, watched: Watched) -> int:
     if parsed.watch:
         status = _watch(watched)
     else:
@@ -75,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="field=value",
         help="look at it by other settings than its last run's; name=NAME only says which study",
     )
-    parser.add_argument("--storage", metavar="DIR", help="where studies are kept (overrides `storage`)")
+    parser.add_argument("--storage", metavar="DIR|URI", help="where studies are kept (overrides `storage`)")
     parser.add_argument(
         "--watch", action="store_true", help="show it again every 2 s until everything is done"
     )

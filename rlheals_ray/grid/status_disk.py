@@ -92,7 +92,9 @@ class Disk:
             self.bytes[top] = self.bytes.get(top, 0) + found.st_size
             if found.st_nlink > 1:
                 linked.add(inode)
-        if path != LOCK and (folder not in self._newest or found.st_mtime > self._newest[folder].at):
+        if not path.startswith(".") and (
+            folder not in self._newest or found.st_mtime > self._newest[folder].at
+        ):
             self._newest[folder] = Written(path, found.st_mtime)
 
     def newest(self, *below: str) -> Written | None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from rlheals_ray.command import EXIT_CODES, guarded
+from rlheals_ray.mirror_remote import remote_folder
+from rlheals_ray.mirror_view import View, for_comparison
 from rlheals_ray.report.side_by_side import compare_studies
+from rlheals_ray.storage import is_uri
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,11 +27,21 @@ def usage() -> str:
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    a, b = (Path(directory).expanduser() for directory in parsed.compare)
-    names = (re.sub(r"[^\w.-]+", "-", path.resolve().name) for path in (a, b))
-    out = Path(parsed.out).expanduser() if parsed.out else Path("-vs-".join(names) + ".html")
-    print(f"report: {compare_studies(a, b, out)}")
+    with ExitStack() as stack:
+        a, b = (_directory(where, stack) for where in parsed.compare)
+        names = (re.sub(r"[^\w.-]+", "-", path.resolve().name) for path in (a, b))
+        out = Path(parsed.out).expanduser() if parsed.out else Path("-vs-".join(names) + ".html")
+        print(f"report: {compare_studies(a, b, out)}")
     return 0
+
+
+def _directory(where: str, stack: ExitStack) -> Path:
+    """The study's directory; of one at a URI, what a comparison reads of it."""
+    if not is_uri(where):
+        return Path(where).expanduser()
+    view = View(remote_folder(where), for_comparison)
+    stack.callback(view.close)
+    return view.root
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs=2,
         required=True,
         metavar=("A", "B"),
-        help="directories of two studies, as runs/nano",
+        help="directories of two studies, as runs/nano, or their URIs",
     )
     parser.add_argument("--out", metavar="FILE", help="the page to write (default: A-vs-B.html here)")
     return parser

@@ -34,7 +34,7 @@ NOTE = (
 STATUS = {True: ("yes", "shown"), False: ("no", "not shown"), None: ("open", "note")}
 MISSING = "–"
 """Of a field that a study does not have."""
-UNTOLD = ("name", "versions", "git_commit", "storage", "tracking", "keep")
+UNTOLD = ("name", "versions", "git_commit", "storage", "work", "tracking", "keep")
 """Fields of study.yaml that say nothing about what was studied; versions are told apart."""
 
 

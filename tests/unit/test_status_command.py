@@ -1,19 +1,23 @@
 """`jobs/status.py`: which study is meant, by which settings, in which words, with which exit code."""
 
 import json
+import os
 import re
 import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
 
 from rlheals_ray.config import dump_study, load_study
+from rlheals_ray.folder import Folder
 from rlheals_ray.grid.status_command import main
 from rlheals_ray.lineage import Trunk
+from rlheals_ray.mirror import Mirror
 from rlheals_ray.storage import write_text
 from tests.marked_study import MarkedStudy, tiny
 
@@ -73,6 +77,35 @@ def test_a_study_is_named_by_preset_by_file_or_by_its_directory(
     assert all(one["stages"][0]["done"] == 1 for one in found)
 
 
+def test_a_study_at_a_uri_stands_as_it_stands_in_its_directory(tmp_path: Path, command: Command) -> None:
+    study = tiny(tmp_path / "runs").everything()
+    next((study.root / "markers" / "edit").rglob("*.json")).unlink()
+    mirror = Mirror(Folder.of(f"memory://{tmp_path.name}/runs/tiny"), study.root)
+    mirror.pull()
+    mirror.push()
+    here, there = (
+        json.loads(command("tiny", "--storage", where, "--json").out)
+        for where in (study.storage, f"memory://{tmp_path.name}/runs")
+    )
+    assert there["root"] == f"memory://{tmp_path.name}/runs/tiny" and there["holder"]["pid"] == os.getpid()
+
+    def counted(status: dict[str, Any]) -> list[dict[str, Any]]:
+        dropped = ("last_written", "seconds_left")
+        return [{k: v for k, v in stage.items() if k not in dropped} for stage in status["stages"]]
+
+    assert counted(there) == counted(here)
+    assert (
+        there["failures"] == here["failures"]
+        and there["bytes"]["checkpoints"] == here["bytes"]["checkpoints"]
+    )
+    assert mirror.end() is None
+    assert (
+        json.loads(command("tiny", "--storage", f"memory://{tmp_path.name}/runs", "--json").out)["holder"]
+        is None
+    )
+    assert not list(Path(tempfile.gettempdir()).glob("rlheals-*/tiny"))
+
+
 @pytest.mark.parametrize("where", ["storage", "study", "elsewhere"])
 def test_a_study_that_is_not_there_is_refused_and_those_that_are_there_are_named(
     study: MarkedStudy, command: Command, tmp_path: Path, where: str
@@ -96,7 +129,8 @@ def test_a_study_that_is_not_there_is_refused_and_those_that_are_there_are_named
         (("{root}", "rl.budgets=[-1]"), r"rl\.budgets"),
         (("{root}", "--storage", "x"), r"--storage \(got 'x'\).*already"),
         (("{root}", "--watch", "--json"), r"--json \(got with --watch\)"),
-        (("tiny", "--storage", "s3://bucket/x"), r"storage \(got 's3://bucket/x'\)"),
+        (("tiny", "--storage", "nosuch://bucket/x"), r"storage \(got 'nosuch://bucket/x'\)"),
+        (("tiny", "--storage", "memory://nothing/x"), r"no study has run in 'memory://nothing/x/tiny'"),
     ],
 )
 def test_wrong_input_is_refused_in_one_paragraph(
