@@ -20,6 +20,13 @@ def here() -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
+def options_here() -> dict[str, Any]:
+    """Options by which Ray Data's tasks run on the caller's node while it takes any, and else on another."""
+    name, node = "ray.io/node-id", ray.get_runtime_context().get_node_id()
+    other = {"label_selector": {name: f"!{node}"}}
+    return {"label_selector": {name: node}, "fallback_strategy": [other]}
+
+
 def beside(node: str) -> NodeAffinitySchedulingStrategy:
     """On that node if it lives and has room, else on any: nothing ever waits for a node."""
     # Without the last argument Ray falls back from a dead node, but waits for ever for one that is full.

@@ -11,18 +11,31 @@ import pyarrow as pa
 import ray.data
 from ray.data import ExecutionResources
 
+from rlheals_ray.need import Need
+from rlheals_ray.placement import options_here
+
 AHEAD = 256 << 20
 """Bytes of finished blocks that may wait in the object store for one reader."""
 
 
 def ordered(
-    blocks: Sequence[pa.Table], function: Callable[..., pa.Table], tasks: int, **arguments: Any
+    blocks: Sequence[pa.Table],
+    function: Callable[..., pa.Table],
+    tasks: int,
+    need: Need | None = None,
+    **arguments: Any,
 ) -> Iterator[pa.Table]:
     """function(block, **arguments) of each block, in their order, made by up to `tasks` tasks ahead of the reader.
 
-    The tasks reserve no CPU: they stand beside workers that may have reserved all of them, and mostly wait.
+    Each task reserves the CPUs and memory of `need`, on a node with its labels. Without it they reserve nothing and
+    run on the reader's own node, beside a worker that may have reserved all of its CPUs and mostly waits for them: what
+    reserves nothing would else run on a head too, which is to run no work.
     """
-    with _settings():
+    if need is None:
+        place = {"num_cpus": 0, **options_here()}
+    else:
+        place = {name: asked for name, asked in need.options().items() if name != "num_gpus"}
+    with _settings(None if need is None else tasks * need.cpus):
         dataset = ray.data.from_arrow(list(blocks)).map_batches(
             function,
             fn_kwargs=arguments,
@@ -30,19 +43,19 @@ def ordered(
             batch_format="pyarrow",
             zero_copy_batch=True,
             compute=ray.data.TaskPoolStrategy(size=tasks),
-            num_cpus=0,
+            **place,
         )
     # The data set has its settings for itself from here on.
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=tasks)
 
 
 @contextmanager
-def _settings() -> Iterator[None]:
+def _settings(cpus: float | None) -> Iterator[None]:
     context = ray.data.DataContext.get_current()
     options = context.execution_options
     before = context.enable_progress_bars, options.preserve_order, options.resource_limits
     context.enable_progress_bars, options.preserve_order = False, True
-    options.resource_limits = ExecutionResources(object_store_memory=AHEAD)
+    options.resource_limits = ExecutionResources(cpu=cpus, object_store_memory=AHEAD)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         yield

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from rlheals_ray.config import DataSettings, InputError, Study
 from rlheals_ray.models.chat import ChatFormat
+from rlheals_ray.need import Need
 from rlheals_ray.sft.data import IGNORE, Example, place
 from rlheals_ray.sft.user_files import Piece, content, pieces
 from rlheals_ray.sft.user_rows import read_rows
@@ -54,11 +55,11 @@ def prepared_directory(study: Study, files: StudyFiles) -> Path:
     return files.root / "data" / content(study.sft.data)
 
 
-def prepare(study: Study, files: StudyFiles, tasks: int = 2) -> None:
+def prepare(study: Study, files: StudyFiles, tasks: int = 2, need: Need | None = None) -> None:
     """Write the user's data as files that workers read from; does nothing where that is done.
 
-    By Ray Data where Ray is up, else in this process. Raises InputError for wrong data, which a preflight has
-    excluded unless they changed since.
+    By Ray Data where Ray is up, in `tasks` tasks of `need` at a time, else in this process. Raises InputError for
+    wrong data, which a preflight has excluded unless they changed since.
     """
     settings = study.sft.data
     if settings is None:
@@ -71,7 +72,8 @@ def prepare(study: Study, files: StudyFiles, tasks: int = 2) -> None:
             pa.Table.from_pylist([{"part": part, **asdict(piece)}])
             for part, piece in enumerate(pieces(settings))
         ]
-        made = _mapped(blocks, _prepare_piece, tasks, settings=settings.model_dump(), directory=str(new))
+        arguments = {"settings": settings.model_dump(), "directory": str(new)}
+        made = _mapped(blocks, _prepare_piece, tasks, need, **arguments)
         parts = [row for block in made for row in block.to_pylist()]
         if wrong := next((row["wrong"] for row in parts if row["wrong"]), None):
             raise InputError(wrong)
@@ -185,7 +187,7 @@ class UserExamples:
 
         blocks = [pa.table({"row": rows[start : start + _BLOCK]}) for start in range(0, len(rows), _BLOCK)]
         chat = ray.put(self.chat)  # once, however many tasks
-        for block in _mapped(blocks, _tokenise, _TASKS, prepared=self.rows, chat=[chat]):
+        for block in _mapped(blocks, _tokenise, _TASKS, None, prepared=self.rows, chat=[chat]):
             columns = (block[name].to_pylist() for name in ("row", "input_ids", "answer"))
             for row, ids, answer in zip(*columns, strict=True):
                 labels = [token if learnt else IGNORE for token, learnt in zip(ids, answer, strict=True)]
@@ -251,7 +253,11 @@ def _chat(reference: Any) -> ChatFormat:
 
 
 def _mapped(
-    blocks: Sequence[pa.Table], function: Callable[..., pa.Table], tasks: int, **arguments: Any
+    blocks: Sequence[pa.Table],
+    function: Callable[..., pa.Table],
+    tasks: int,
+    need: Need | None,
+    **arguments: Any,
 ) -> Iterator[pa.Table]:
     """function(block, **arguments) of every block in order: by Ray Data where Ray is up, else here."""
     if not blocks:
@@ -261,7 +267,7 @@ def _mapped(
         return
     from rlheals_ray.sft.ordered import ordered
 
-    yield from ordered(blocks, function, tasks, **arguments)
+    yield from ordered(blocks, function, tasks, need, **arguments)
 
 
 def _ray_is_up() -> bool:
