@@ -4,12 +4,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from rlheals_ray.config import InputError, MLflowSettings, WandbSettings, dump_study, load_study, presets
+from rlheals_ray.config.load import STUDIES
 
 HEAVY = ("torch", "ray", "vllm", "transformers", "pyarrow", "numpy")
 
@@ -249,6 +251,21 @@ def test_a_file_that_is_no_study_is_refused(tmp_path: Path, content: bytes, said
     with pytest.raises(InputError) as caught:
         load_study(str(path))
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_study_file_reaches_as_far_as_a_command_line_and_loading_it_runs_nothing(tmp_path: Path) -> None:
+    """docs/security.md: it names code and paths, and is trusted as what one types."""
+    named = {"task.name": "somebodys:Task", "storage": "/elsewhere/runs", "base.model": "/elsewhere/model",
+             "sft.data": {"path": "/elsewhere/data.jsonl"}}  # fmt: skip
+    file = tmp_path / "study.yaml"
+    values: dict[str, Any] = yaml.safe_load((STUDIES / "tiny.yaml").read_text())
+    for field, value in named.items():
+        *parents, leaf = field.split(".")
+        (values[parents[0]] if parents else values)[leaf] = value
+    file.write_text(yaml.safe_dump(values))
+    typed = [f"{field}={yaml.safe_dump(value, default_flow_style=True)}" for field, value in named.items()]
+    assert load_study(str(file)) == load_study("tiny", [one.removesuffix("\n...\n") for one in typed])
+    assert "somebodys" not in sys.modules
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
