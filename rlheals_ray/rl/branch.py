@@ -16,6 +16,7 @@ import ray
 from rlheals_ray import tables
 from rlheals_ray.config import RLSettings
 from rlheals_ray.models.chat import ChatFormat
+from rlheals_ray.preemption import Notice
 from rlheals_ray.received import record_received
 from rlheals_ray.rl.spec import BranchSpec
 from rlheals_ray.rollout.episode import Episode, EpisodeRequest, Rollout, Sampling, Weights
@@ -27,6 +28,9 @@ from rlheals_ray.training import Report
 
 class Branch:
     """A branch under way on one rank."""
+
+    notice: Notice | None = None
+    """Where a node's notice of its end may come: in a Ray Train worker."""
 
     def __init__(self, spec: BranchSpec, report: Report) -> None:
         import ray.train
@@ -45,6 +49,7 @@ class Branch:
         self.received: dict[str, int] = {}
         """How often each problem, by its id, was learnt from."""
         self._resumed = False
+        self.notice = Notice()
 
     @property
     def is_main(self) -> bool:
@@ -58,6 +63,8 @@ class Branch:
     def resume(self, rows: list[dict[str, Any]], received: dict[str, int]) -> None:
         """Go on after the updates that a saved state has."""
         self.rows, self.received, self._resumed = rows, received, True
+        if self.notice:
+            self.notice = Notice(len(rows))
 
     def requests(self, update: int) -> list[EpisodeRequest]:
         """The update's episodes: seeded, no problem twice as far as there are enough.
@@ -135,6 +142,17 @@ class Branch:
     def report(self) -> None:
         """Tell the sweep about the last completed update."""
         self._report({"update": len(self.rows), "of": self.settings.budgets[-1], **self.rows[-1]})
+
+    def is_saved_after(self, update: int) -> bool:
+        """Whether the state is to be saved once `update` is completed; every rank asks, once."""
+        settings = self.settings
+        is_due = update % settings.save_every == 0 or update in settings.budgets or self.hopeless is not None
+        return is_due or (self.notice is not None and self.notice.given(update))
+
+    def saved(self, update: int) -> None:
+        """The state of `update` is saved; every rank calls it."""
+        if self.notice:
+            self.notice.saved(update)
 
     @property
     def hopeless(self) -> str | None:

@@ -56,9 +56,10 @@ def learn_ppo(branch: Branch) -> None:
                 branch.publish(update, ppo.policy.save_model)
             else:
                 ppo.policy.save_model(None)
-        if update % settings.save_every == 0 or update in settings.budgets or branch.hopeless:
+        if branch.is_saved_after(update):
             progress = {"rows": branch.rows, "received": branch.received}
             save_branch(branch.state_directory, ppo.policy, modules, optimizers, **progress)
+            branch.saved(update)
         branch.report()
 
 

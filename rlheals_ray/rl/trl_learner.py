@@ -149,9 +149,8 @@ class _Updates(TrainerCallback):
             seconds=now - self._began,
             wrapped_model=wrapped_name(self._trainer.model_wrapped),
         )
-        settings = self._branch.settings
-        control.should_training_stop = branch_ends = self._branch.hopeless is not None
-        control.should_save = update in settings.budgets or update % settings.save_every == 0 or branch_ends
+        control.should_training_stop = self._branch.hopeless is not None
+        control.should_save = self._branch.is_saved_after(update)
         if not control.should_save:
             self._branch.report()
 
@@ -173,6 +172,7 @@ class _Updates(TrainerCallback):
             for older in branch.state_directory.glob("checkpoint-*"):
                 if older != saved:
                     shutil.rmtree(older)
+        branch.saved(update)
         branch.report()
 
 

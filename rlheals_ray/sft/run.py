@@ -18,6 +18,7 @@ from trl import SFTConfig
 from rlheals_ray.config import InputError, SFTSettings, Study
 from rlheals_ray.models.chat import ChatFormat
 from rlheals_ray.models.checkpoint_writer import copy_model
+from rlheals_ray.preemption import Notice
 from rlheals_ray.sft.batches import Collator, Share, TooLong
 from rlheals_ray.sft.packing import check_packing
 from rlheals_ray.sft.recipes import Recipe, RecipeContext, make_recipe
@@ -86,7 +87,7 @@ def train_run(study: Study, files: StudyFiles, run: SFTRun, examples: Examples, 
         {
             "step": resume.update,
             "of": run.updates,
-            "note": "; ".join(filter(None, (resume.note, str(run.schedule)))),
+            "note": "; ".join(filter(None, (resume.told, str(run.schedule)))),
         }
     )
     try:
@@ -151,7 +152,13 @@ def _trainer(
             files.stamp(directory, run.unit)
 
     run_state = RunState(
-        report, settings.sharding, state, publish, frozenset(run.publish), settings.state_every
+        report,
+        settings.sharding,
+        state,
+        publish,
+        frozenset(run.publish),
+        settings.state_every,
+        Notice(resume.update),
     )
     trainer = StreamTrainer(
         wrapped,

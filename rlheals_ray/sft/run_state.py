@@ -18,6 +18,7 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rlheals_ray.config import Sharding
+from rlheals_ray.preemption import Notice
 from rlheals_ray.sharding import effective
 from rlheals_ray.training import Hopeless, Report
 
@@ -37,6 +38,11 @@ class ResumePoint:
     directory: str | None = None
     note: str | None = None
     """Why it begins again although something was saved."""
+
+    @property
+    def told(self) -> str | None:
+        """For the user; None where it begins at the beginning."""
+        return self.note or (f"goes on after update {self.update}" if self.update else None)
 
 
 def find_resume_point(state: Path, sharding: Sharding) -> ResumePoint:
@@ -107,9 +113,10 @@ class RunState(TrainerCallback):
         publish: Callable[[int, Path], None],
         published: frozenset[int],
         every: int | None,
+        notice: Notice,
     ) -> None:
         """publish(update, directory of the saved state): called on rank 0 at each update of `published`."""
-        self._report, self._sharding, self._directory = report, sharding, state
+        self._report, self._sharding, self._directory, self._notice = report, sharding, state, notice
         self._publish, self._published, self._every = publish, published, every
         self._is_main = _rank() == 0
         self._start = time.perf_counter()
@@ -120,7 +127,8 @@ class RunState(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         step = state.global_step
-        control.should_save = step in self._published or bool(self._every and step % self._every == 0)
+        is_due = step in self._published or bool(self._every and step % self._every == 0)
+        control.should_save = is_due or self._notice.given(step)
 
     def on_log(
         self,
@@ -154,6 +162,7 @@ class RunState(TrainerCallback):
             if state.global_step in self._published:
                 self._publish(state.global_step, saved)
             (saved / _COMPLETE).write_text(layout_of(self._sharding))
+        self._notice.saved(state.global_step)
 
 
 def durations(history: list[dict[str, Any]]) -> list[float]:
