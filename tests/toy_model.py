@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,9 +22,16 @@ TEMPLATE = (
 )
 
 
-def write_toy_model(directory: Path, *, seed: int = 0, layers: int = 1) -> Path:
+def write_toy_model(
+    directory: Path,
+    *,
+    seed: int = 0,
+    layers: int = 1,
+    vocabulary: Sequence[str] = WORDS,
+    positions: int = 64,
+) -> Path:
     """Write a Hugging Face directory: config, tokenizer with a chat template, float32 safetensors."""
-    words = {word: index for index, word in enumerate([*SPECIAL, *WORDS])}
+    words = {word: index for index, word in enumerate([*SPECIAL, *vocabulary])}
     core = Tokenizer(WordLevel(words, unk_token="<unk>"))
     core.pre_tokenizer = WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
@@ -44,7 +52,7 @@ def write_toy_model(directory: Path, *, seed: int = 0, layers: int = 1) -> Path:
         num_attention_heads=2,
         num_key_value_heads=2,
         head_dim=32,
-        max_position_embeddings=64,
+        max_position_embeddings=positions,
         tie_word_embeddings=False,
         pad_token_id=words["<pad>"],
         bos_token_id=words["<s>"],
