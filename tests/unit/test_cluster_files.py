@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -147,12 +146,11 @@ def test_what_a_job_does_not_need_stays_at_home_and_what_it_needs_goes_along() -
     left = {line.rstrip("/") for line in lines}
     assert {".git", ".venv", "tests", "runs"} <= left
     assert not left & {"jobs", "rlheals_ray", "pyproject.toml", "cluster"}
-    top = {entry.name for entry in ROOT.iterdir() if entry.is_dir()}
-    ignored = [
-        line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines() if line.endswith("/")
-    ]
-    going = {name for name in top - left if not any(fnmatchcase(name, pattern) for pattern in ignored)}
-    assert going == {"cluster", "jobs", "rlheals_ray"}, "a directory that is new: should it travel?"
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("no git checkout: which directories are the project's is not known")
+    top = {file.split("/")[0] for file in listed.stdout.splitlines() if "/" in file}
+    assert top - left == {"cluster", "jobs", "rlheals_ray"}, "a directory that is new: should it travel?"
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
