@@ -22,7 +22,9 @@ _VALUE = re.compile(f"(?: {_STRING} | {_BARE} )", re.VERBOSE | re.DOTALL)
 _ITEM = re.compile(f"\\s*+ (?: {_STRING} | {_BARE} ) \\s*+ ,?+ \\s*+", re.VERBOSE | re.DOTALL)
 _PIECE = re.compile(rf"""[^\[\]"']++ | {_STRING} | [\[\]]""", re.VERBOSE | re.DOTALL)
 _END = re.compile(r"\s*+,?+\s*+")
-_CALL = re.compile(r"""turn_direction\(\s*+["']?+([a-z][a-z ]*?)["']?\s*+\)|(forward|stop)\(\)""")
+_CALL = re.compile(
+    r"""turn_direction\(\s*+["']?+(?!(?:forward|stop)\b)([a-z][a-z ]*?)["']?\s*+\)|(forward|stop)\(\)"""
+)
 
 
 @dataclass(frozen=True)
