@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import pickle
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Annotated
@@ -142,8 +143,12 @@ class ReasoningGym:
             return ()
         options = self.options
         return _every(
-            options.dataset, self._config(rule), rule, split, options.held_out, self._most(split)
+            self._drawing(), options.dataset, self._config(rule), rule, split, options.held_out, self._most(split)
         )  # fmt: skip
+
+    def _drawing(self) -> Callable[[Draw], list[Item]]:
+        """How items are drawn; raises DrawError."""
+        return draw
 
     def _most(self, split: Split) -> int:
         return self.options.train_problems if split == "train" else self.options.eval_problems
@@ -166,11 +171,17 @@ def find_answer(text: str) -> str | None:
 
 @lru_cache(16)
 def _every(
-    dataset: str, config: str, rule: Rule, split: Split, share: float, most: int
+    drawing: Callable[[Draw], list[Item]],
+    dataset: str,
+    config: str,
+    rule: Rule,
+    split: Split,
+    share: float,
+    most: int,
 ) -> tuple[ReasoningGymProblem, ...]:
     wanted = Draw(dataset, json.loads(config), f"{rule}/{split}", share, split == "eval", most)
     try:
-        items = draw(wanted)
+        items = drawing(wanted)
     except DrawError as error:
         raise InputError(
             f"task.{rule} (got {config}): problems of {dataset} for {split} cannot be had: {error}; change the "

@@ -1,11 +1,13 @@
 """Registered tasks and the documented one keep every law of tasks, and the check tells from outside what breaks one."""
 
 import os
+import random
 import re
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,17 @@ from hypothesis import strategies as st
 
 from rlheals_ray.config import InputError, load_study
 from rlheals_ray.grid.preflight import preflight
-from rlheals_ray.tasks import _TASKS, command_check, get_task, rules_of
-from rlheals_ray.tasks.conformance import LAWS, Effort, check_task, other_options
+from rlheals_ray.tasks import _TASKS, Problem, Verdict, command_check, get_task, rules_of
+from rlheals_ray.tasks.conformance import LAWS, Conformance, Effort, Oracle, check_task, other_options
 from rlheals_ray.tasks.conformance.apart import check_apart
 from rlheals_ray.tasks.conformance.hostile import hostile_answers
 from rlheals_ray.tasks.conformance.judging import Judging
 from rlheals_ray.tasks.conformance.laws import Findings
 from rlheals_ray.tasks.conformance.leaks import Leaks
 from rlheals_ray.tasks.conformance.texts import check_texts
+from rlheals_ray.tasks.reasoning_gym_here import NAME as DRAWN_HERE
+from tests.near_answers import near_answers
+from tests.oracles import navigation_turn, oracle_of
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE, ORACLE = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own_task.md").read_text(), re.DOTALL)
@@ -40,39 +45,116 @@ OPTION_SETS: dict[str, list[dict[str, Any]]] = {
             "ood_targets": [12],
             "phrasing": "diverse",
         },
+        {"cards": 3, "ood": "other_faces", "ood_faces": [5, 7, 9]},
+        {"cards": 3, "ood": "larger", "ood_cards": 4, "wording": "compact"},
+    ],
+    "matrix_rank": [{"pool": 1000}, {"wording": "compact", "working": False, "pool": 1000}],
+    "determinant": [
+        {"pool": 1000},
+        {"wording": "compact", "working": False, "symmetric": True, "pool": 1000},
     ],
     "navigation": [
-        {},
+        {"pool": 1000},
         {"turns": [2, 3], "landmarks": 8, "wording": "compact", "pool": 1000, "held_out": 0.2},
+        {"mode": "route", "turns": [2, 4], "pool": 1000},
+        {"mode": "route", "turns": [2, 3], "wording": "compact", "pool": 1000},
     ],
     "reasoning_gym": [
         {"dataset": "chain_sum", "id": {"max_terms": 3}, "ood": {"min_terms": 4, "max_terms": 6}},
     ],
 }
-"""A task that is not here is checked with its defaults."""
 
-REGISTERED = [(name, options) for name in _TASKS for options in OPTION_SETS.get(name, [{}])]
+JUDGED_BY_THE_PACKAGE: list[dict[str, Any]] = [
+    {"dataset": "shortest_path", "ood": {"min_rows": 9, "max_rows": 12}, "train_problems": 100},
+    {"dataset": "survo", "ood": {"max_board_size": 6, "max_empty": 8}, "train_problems": 100},
+]
+
+REGISTERED = [(name, options) for name in _TASKS for options in OPTION_SETS[name]]
+QUICK = [*REGISTERED, *((DRAWN_HERE, options) for options in JUDGED_BY_THE_PACKAGE)]
+# Of six cards a demonstration takes most of a second: every formula is looked for.
+SLOW = [
+    *((name, options, 300) for name, options in REGISTERED),
+    *((name, {}, 300) for name in ("matrix_rank", "determinant", "navigation")),
+    *(("reasoning_gym", options, 300) for options in JUDGED_BY_THE_PACKAGE),
+    ("general_points", {"cards": 6}, 20),
+    ("general_points", {"cards": 4, "ood": "larger", "ood_cards": 6}, 20),
+]
+
+for_each = pytest.mark.parametrize(("name", "options"), QUICK, scope="module")
+"""Of this scope: all tests of one set of options follow each other, while its problems are in memory."""
 
 
 # The tasks that are there
 
 
-@pytest.mark.parametrize(("name", "options"), REGISTERED)
-def test_registered_tasks_keep_every_law(name: str, options: dict[str, Any]) -> None:
-    found = check_task(get_task(name, **options))
+class Watched:
+    """Keeps every verdict of a task, to be held against an oracle when the clock no longer runs."""
+
+    def __init__(self, task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.task = task
+        self.seen: dict[tuple[str, ...], tuple[Problem, bool]] = {}
+        kind = type(task)
+        judge, judge_turn = kind.judge, getattr(kind, "judge_turn", None)
+
+        def watched(own: Any, problem: Problem, text: str) -> Verdict:
+            verdict: Verdict = judge(own, problem, text)
+            self.seen[problem.id, text] = problem, verdict.solved
+            return verdict
+
+        def watched_turn(own: Any, problem: Problem, earlier: Sequence[str], text: str) -> Verdict:
+            assert judge_turn is not None
+            verdict: Verdict = judge_turn(own, problem, earlier, text)
+            self.seen[(problem.id, *earlier, "a turn", text)] = problem, verdict.solved or verdict.accepted
+            return verdict
+
+        monkeypatch.setattr(kind, "judge", watched)
+        if judge_turn is not None:
+            monkeypatch.setattr(kind, "judge_turn", watched_turn)
+
+    def agrees(self, oracle: Oracle) -> bool:
+        """Whether there are right and wrong answers; that each is what the oracle says is asserted."""
+        wrong = []
+        for (_, *earlier, text), (problem, right) in self.seen.items():
+            turn = earlier[-1:] == ["a turn"]
+            says = navigation_turn(self.task)(problem, earlier[:-1], text) if turn else oracle(problem, text)
+            if says != right:
+                wrong.append(f"{problem.id}: {'solved' if right else 'not solved'}: {text[-300:]!r}")
+        assert not wrong, "\n".join(wrong[:5])
+        return len({right for _, right in self.seen.values()}) == 2
+
+
+def checked(
+    name: str, options: dict[str, Any], effort: Effort, monkeypatch: pytest.MonkeyPatch
+) -> Conformance:
+    """What a check finds with the task's oracle, which also agrees with every verdict on the way."""
+    task = get_task(name, **options)
+    oracle, watched = oracle_of(name, task), Watched(task, monkeypatch)
+    found = check_task(task, oracle=oracle, effort=effort)
     assert found.kept, "\n".join(map(str, found.breaches))
-    assert found.calls >= 400
-    assert set(LAWS) - set(found.checked) == {"processes", "oracle"}
+    without = {"oracle"} if options in JUDGED_BY_THE_PACKAGE else set()
+    assert set(LAWS) - set(found.checked) == {"processes"} | without
+    assert oracle is None or watched.agrees(oracle)
+    return found
+
+
+@for_each
+def test_registered_tasks_keep_every_law(
+    name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert checked(name, options, Effort(), monkeypatch).calls >= 400
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "options"), REGISTERED)
+@pytest.mark.parametrize(("name", "options", "problems"), SLOW)
 def test_registered_tasks_keep_every_law_over_ten_thousand_answers(
-    name: str, options: dict[str, Any]
+    name: str, options: dict[str, Any], problems: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = check_apart(name, options, Effort(problems=300, calls=10_000, most=50_000))
-    assert found.kept, "\n".join(map(str, found.breaches))
+    effort = Effort(problems=problems, calls=10_000, most=50_000)
+    found = checked(name, options, effort, monkeypatch)
+    print(f"\n{name} {options}: {found.calls} answers, the slowest {found.slowest * 1000:.1f} ms")
     assert found.calls >= 10_000
+    apart = check_apart(name, options, Effort(problems=5, calls=100, most=0))
+    assert apart.kept, "\n".join(map(str, apart.breaches))
 
 
 answers = (
@@ -82,22 +164,26 @@ answers = (
 )
 
 
-@pytest.mark.parametrize(("name", "options"), REGISTERED)
+@for_each
 @given(data=st.data(), seed=st.integers(0, 2**32))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_no_seed_rule_or_answer_breaks_a_law(
     name: str, options: dict[str, Any], data: st.DataObject, seed: int
 ) -> None:
     task, findings = get_task(name, **options), Findings(Effort())
+    oracle = oracle_of(name, task)
     rule = data.draw(st.sampled_from(rules_of(task)))
     [problem] = task.problems(rule, "eval", 1, seed=seed)
     texts = check_texts(task, None, [problem], findings)
-    judging = Judging(task, None, findings, texts)
+    judging = Judging(task, None, findings, texts, oracle)
     right = texts.demonstrations[problem.id][0]
-    for answer in data.draw(
-        st.lists(st.one_of(answers, st.builds(right.replace, answers, answers)), max_size=8)
-    ):
+    tried = [
+        *data.draw(st.lists(st.one_of(answers, st.builds(right.replace, answers, answers)), max_size=8)),
+        *near_answers(name, random.Random(seed), problem, right, 8),
+    ]
+    for answer in tried:
         judging.check_answer(problem, answer, "any text")
+        assert oracle is None or oracle(problem, answer) == task.judge(problem, answer).solved, answer
     assert findings.result.kept, "\n".join(map(str, findings.result.breaches))
 
 
