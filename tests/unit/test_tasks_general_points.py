@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from rlheals_ray.tasks import Rule, Split, Task, get_task
 from rlheals_ray.tasks.deals import GeneralPointsProblem
+from rlheals_ray.tasks.general_points import GeneralPoints
 from rlheals_ray.tasks.solver import solutions
 from rlheals_ray.tasks.wording import compact_vocabulary
+from tests.oracles import points
 
 NANO = {"cards": 3, "targets": [18, 24], "wording": "compact"}
 
@@ -219,6 +221,55 @@ def test_the_judge_is_total(text: str) -> None:
     verdict = PAPER.judge(DEAL, text)
     assert verdict.reward in (5, -1, -2, -3)
     assert verdict.solved == (verdict.reward == 5) == (verdict.feedback == "")
+
+
+RULES_OF: dict[str, GeneralPoints] = {
+    "faces": get_task("general_points", cards=3, targets=[18, 24], wording="compact"),
+    "other_faces": get_task("general_points", cards=3, ood="other_faces", ood_faces=[5, 7, 9]),
+    "larger": get_task("general_points", cards=3, ood="larger", ood_cards=4),
+    "target": get_task("general_points", cards=3, ood="target", ood_targets=[36]),
+    "wording": get_task("general_points", cards=3, targets=[18, 24], ood="wording"),
+}
+
+
+@st.composite
+def formulas(draw: st.DrawFn, values: tuple[int, ...], solution: str) -> str:
+    """A formula of these numbers, or of some of them and others, or a solution, with a few characters changed."""
+    numbers = (
+        draw(st.permutations(values))
+        if draw(st.booleans())
+        else draw(st.lists(st.integers(0, 30), max_size=5))
+    )
+    parts = [str(number) for number in numbers] or [""]
+    while len(parts) > 1:
+        at = draw(st.integers(0, len(parts) - 2))
+        joined = f"{parts[at]}{draw(st.sampled_from('+-*/'))}{parts[at + 1]}"
+        parts[at : at + 2] = [f"({joined})" if draw(st.booleans()) else joined]
+    formula = draw(st.sampled_from([solution, *parts]))
+    for _ in range(draw(st.integers(0, 2))):
+        at = draw(st.integers(0, len(formula)))
+        formula = (
+            formula[:at]
+            + draw(st.sampled_from([*"0123456789+-*/() =.", "**", "//", "="]))
+            + formula[at + 1 :]
+        )
+    return formula + draw(st.sampled_from(["", "", "", "=24", "= 18", "=36", "=24=24", "=24.0", "=024"]))
+
+
+@pytest.mark.parametrize("ood", RULES_OF)
+@given(data=st.data(), seed=st.integers(0, 10**6))
+@settings(max_examples=150, deadline=None)
+def test_a_formula_is_solved_just_when_its_value_in_fractions_is_the_target_and_its_numbers_the_cards(
+    ood: str, data: st.DataObject, seed: int
+) -> None:
+    task = RULES_OF[ood]
+    right = points(task)
+    for rule in RULES:
+        [problem] = cast(list[GeneralPointsProblem], task.problems(rule, "eval", 1, seed=seed))
+        formula = data.draw(formulas(problem.values, solutions(problem.values, problem.target)[0]))
+        number = data.draw(st.sampled_from([problem.values, problem.values[::-1], (*problem.values[1:], 9)]))
+        text = answer([*number], formula)
+        assert task.judge(problem, text).solved == right(problem, text), formula
 
 
 @pytest.mark.parametrize(
