@@ -92,7 +92,7 @@ def train_rejection(spec: BranchSpec, targets: Mapping[int, int], report: Report
     problems = task.problems("id", "train", task.available("id", "train"), seed=0)
     kept = files.state(Unit(f"{spec.unit.name}/samples", spec.unit.fingerprint))
     if is_main:
-        _sample(spec, problems, kept, max(targets))
+        _sample(spec, problems, kept, max(targets), report)
     if ray.train.get_context().get_world_size() > 1:
         broadcast_from_rank_zero(None)  # the files are there
     samples = _read(kept)
@@ -135,7 +135,7 @@ def _cause(budgets: Sequence[int], usable: Sequence[int], episodes: int) -> str 
     return f"no sample was solved among those of budget {empty[-1]}: it has no checkpoint" if empty else None
 
 
-def _sample(spec: BranchSpec, problems: Sequence[Problem], kept: Path, updates: int) -> None:
+def _sample(spec: BranchSpec, problems: Sequence[Problem], kept: Path, updates: int, report: Report) -> None:
     """The episodes of `updates` updates, by the start's weights; what is in `kept` already is not drawn again."""
     settings = spec.study.rl
     sampling = Sampling(settings.temperature, settings.max_new_tokens, settings.max_attempts)
@@ -150,6 +150,7 @@ def _sample(spec: BranchSpec, problems: Sequence[Problem], kept: Path, updates: 
         rollout = spec.pool.run(load, [one for _, one in asked], sampling, Weights(spec.unit.fingerprint))
         rows = [_row(n, episode) for (n, _), episode in zip(asked, rollout.episodes, strict=True)]
         write_parquet(part, pa.Table.from_pylist(rows, schema=_SAMPLES))
+        report({"sampled": some[-1], "of": updates})
 
 
 def _row(update: int, episode: Episode) -> dict[str, Any]:
