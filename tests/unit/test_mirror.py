@@ -7,6 +7,7 @@ would, or fails at random, as object stores do.
 import hashlib
 import io
 import json
+import os
 import random
 import re
 import shutil
@@ -14,7 +15,8 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,14 +25,14 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem  # type: ignore[import-untyped]
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlheals_ray.config import InputError
 from rlheals_ray.folder import Folder
 from rlheals_ray.mirror import Mirror, mirrored
-from rlheals_ray.mirror_local import is_mirrored
+from rlheals_ray.mirror_local import hold, is_mirrored
 from rlheals_ray.mirror_remote import FILE
 from rlheals_ray.mirror_view import View, for_status
 from rlheals_ray.storage import (
@@ -253,6 +255,81 @@ def _counts(path: str, root: Path) -> bool:
         return True
     newest = max(int(p.parent.name.rpartition("-")[2]) for p in (root / "state/sft").rglob("COMPLETE"))
     return path.split("/")[3] == f"checkpoint-{newest}"
+
+
+def killed_at_every_operation(copy: Mirror, change: Callable[[], None]) -> Iterator[dict[str, bytes]]:
+    """The copy after a push of `change` that was killed at its first operation, its second, and so on to the end."""
+    copy.pull()
+    copy.push()
+    before = {path: file.getvalue() for path, file in Faulty.store.items()}
+    known = dict(copy._there)
+    change()
+    while Faulty.stop is None or Faulty.count >= Faulty.stop:
+        Faulty.store.clear()
+        Faulty.store.update({path: MemoryFile(None, path, data) for path, data in before.items()})
+        copy._there = dict(known)
+        Faulty.count, Faulty.stop = 0, 1 if Faulty.stop is None else Faulty.stop + 1
+        with suppress(BaseException):
+            copy.push()
+        reached, Faulty.count = Faulty.count, -(10**6)
+        yield contents(copy.remote)
+        Faulty.count = reached
+
+
+@pytest.mark.parametrize("change", ["retain", "unit", "state", "trunk"])
+def test_a_change_that_is_killed_at_any_operation(tmp_path: Path, change: str) -> None:
+    work = Work(tmp_path / "study", 6)
+    work.random = random.Random(1)
+    while not list(work.files.checkpoints.rglob("rl/*/config.json")):
+        work.unit()
+    for _ in range(3):
+        work.trunk()
+    work.random.random = lambda: 1.0  # type: ignore[method-assign]  # states stay
+    while len(list(work.files.root.rglob("CURRENT"))) < 2:
+        work.state()
+    moments, start = 0, contents(Folder.of(work.files.root))
+    first: dict[str, bytes] = {}
+
+    def go_on() -> None:
+        while contents(Folder.of(work.files.root)) == start:
+            getattr(work, change)()
+
+    for found in killed_at_every_operation(mirror(remote(), tmp_path / "study", patience=0.0), go_on):
+        check(found)
+        # Whatever moment it is, there is a state to resume from.
+        assert sum(path.endswith("/CURRENT") for path in found) == 2
+        assert any(path.endswith("/COMPLETE") for path in found)
+        moments += 1
+        first = first or found
+    assert moments > 10 and found != first
+    check(found)
+
+
+def test_a_directory_that_is_replaced_while_it_is_held_is_held_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, link = tmp_path / "study", os.link
+    directory = root / "checkpoints" / "base"
+    replaced: list[str] = []
+
+    def replace() -> None:
+        with new_directory(directory) as new:
+            for name in ("a.safetensors", "b.safetensors", "config.json"):
+                (new / name).write_text(f"version {len(replaced)}")
+
+    def slow(source: str, target: Path) -> None:
+        link(source, target)
+        if len(replaced) < 2:
+            replaced.append(source)
+            replace()
+
+    monkeypatch.setattr(os, "link", slow)
+    replace()
+    held = hold(root, tmp_path / "held", {})
+    assert len(replaced) == 2
+    assert set(held) == {f"checkpoints/base/{path.name}" for path in directory.iterdir()}
+    for path in held:
+        assert (tmp_path / "held" / path).read_bytes() == (root / path).read_bytes()
 
 
 def test_a_study_that_goes_on_meanwhile_is_copied_as_it_was_at_some_moment(tmp_path: Path) -> None:
