@@ -114,6 +114,16 @@ def reachable(target: int, terms: Terms, trained: Terms, held_out: float, split:
     return any(solvable(group.values, target) for group in candidates if group.target == target)
 
 
+def counted(terms: Terms, split: Split, trained: Terms, held_out: float, most: int | None = None) -> int:
+    """How many deals of a rule in a split can be solved; from `most` on they are not counted further."""
+    there = 0
+    for group in _groups(terms, split, trained, held_out):
+        if most is not None and there >= most:
+            break
+        there += group.size if solvable(group.values, group.target) else 0
+    return there
+
+
 def _groups(terms: Terms, split: Split, trained: Terms, held_out: float) -> Iterator[Group]:
     if terms.rule != "id" and split == "train":
         return

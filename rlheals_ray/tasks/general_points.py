@@ -21,13 +21,13 @@ from typing import get_args
 
 from rlheals_ray.config import InputError
 from rlheals_ray.tasks.answer import Answer, find_answer
-from rlheals_ray.tasks.deals import GeneralPointsProblem, draw, groups, problem_of, reachable
+from rlheals_ray.tasks.deals import GeneralPointsProblem, counted, draw, groups, problem_of, reachable
 from rlheals_ray.tasks.formula import Formula, FormulaError, parse
 from rlheals_ray.tasks.points_options import GeneralPointsOptions
 from rlheals_ray.tasks.points_rules import OOD_RULES, RANKS, Terms, id_terms
 from rlheals_ray.tasks.solver import solutions, solvable
 from rlheals_ray.tasks.spellings import second_shortest
-from rlheals_ray.tasks.splits import check_count, check_split
+from rlheals_ray.tasks.splits import FEWEST, check_count, check_split
 from rlheals_ray.tasks.task import Problem, Rule, Split, Verdict
 from rlheals_ray.tasks.wording import Fault, wording_of
 
@@ -60,6 +60,8 @@ class GeneralPoints:
             rule: replace(OOD_RULES[name].terms(options), rule=rule)
             for rule, name in options.ood_rules.items()
         }
+        for rule, terms in self._terms.items():
+            _check_enough(options, rule, terms)
 
     def problems(self, rule: Rule, split: Split, count: int, seed: int = 0) -> list[Problem]:
         """Distinct ordered deals, dealt round-robin over (target, multiset) groups.
@@ -153,10 +155,22 @@ def _check_targets(options: GeneralPointsOptions) -> None:
             )
 
 
+@lru_cache(256)
+def _check_enough(options: GeneralPointsOptions, rule: Rule, terms: Terms) -> None:
+    """Raises InputError where a split of the rule has too few deals for any comparison."""
+    for split in get_args(Split) if rule == "id" else ("eval",):
+        there = counted(terms, split, id_terms(options), options.held_out, FEWEST)
+        if there < FEWEST:
+            raise InputError(
+                f"task.cards (got {options.cards}): with targets={list(options.targets)}, ood={options.ood!r} and "
+                f"held_out={options.held_out} there are {there} distinct {rule} {split} problems, fewer than {FEWEST}; "
+                "deal more cards, add targets or change held_out."
+            )
+
+
 @lru_cache(64)
 def _available(terms: Terms, split: Split, trained: Terms, held_out: float) -> int:
-    candidates = groups(terms, split, trained, held_out)
-    return sum(group.size for group in candidates if solvable(group.values, group.target))
+    return counted(terms, split, trained, held_out)
 
 
 def _own(problem: Problem) -> GeneralPointsProblem:

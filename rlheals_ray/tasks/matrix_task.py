@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from rlheals_ray.config import InputError
 from rlheals_ray.tasks.integer_matrix import Matrix, Row, find_answer, group_of
-from rlheals_ray.tasks.splits import check_count, check_split, in_share, in_turn
+from rlheals_ray.tasks.splits import FEWEST, check_count, check_split, in_share, in_turn
 from rlheals_ray.tasks.task import Problem, Rule, Split, Verdict
 
 # Raise it whenever problems, prompts, demonstrations or verdicts change for the same options.
@@ -27,8 +27,6 @@ _CODE_VERSION = 1
 
 _SOLVED, _WRONG, _MALFORMED = 5.0, -1.0, -3.0
 
-FEWEST = 100
-"""Options that leave a split with fewer distinct problems are refused."""
 _SMALL = 10**5
 """Where there may be fewer matrices than this, the problems are counted before anything starts."""
 

@@ -13,6 +13,9 @@ from rlheals_ray.tasks.task import Problem, Rule
 
 P = TypeVar("P", bound=Problem)
 
+FEWEST = 100
+"""Options that leave a split with fewer distinct problems are refused."""
+
 
 def in_share(name: str, share: float) -> bool:
     """Whether what has this name belongs to a share (0 to 1) of all names: a fixed draw, whatever else is drawn."""

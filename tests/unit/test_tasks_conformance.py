@@ -36,8 +36,8 @@ OPTION_SETS: dict[str, list[dict[str, Any]]] = {
     "general_points": [
         {},
         {"cards": 3, "targets": [18, 24], "wording": "compact"},
-        {"cards": 3, "additive_penalties": True, "second_solution": 1.0, "held_out": 0.2},
-        {"cards": 2, "targets": [10, 15, 20], "wording": "compact"},
+        {"cards": 3, "additive_penalties": True, "second_solution": 1.0, "held_out": 0.3},
+        {"cards": 2, "targets": [*range(1, 17), 18, 20, 24, 36, 40], "wording": "compact"},
         {
             "cards": 3,
             "targets": [18, 24],

@@ -13,7 +13,8 @@ from rlheals_ray.tasks.deals import GeneralPointsProblem
 from rlheals_ray.tasks.solver import solvable
 
 NANO = {"cards": 3, "targets": [18, 24], "wording": "compact"}
-OPTIONS = [NANO, {"cards": 2, "targets": [18, 24]}, {"cards": 3}, {"cards": 4}, {"cards": 4, "held_out": 0.1}]
+PAIRS = {"cards": 2, "targets": [*range(1, 17), 18, 20, 24, 36, 40]}
+OPTIONS = [NANO, PAIRS, {"cards": 3}, {"cards": 4}, {"cards": 4, "held_out": 0.1}]
 SPLITS: tuple[tuple[Rule, Split], ...] = (("id", "train"), ("id", "eval"), ("ood", "eval"))
 SIDES: tuple[Split, ...] = ("train", "eval")
 

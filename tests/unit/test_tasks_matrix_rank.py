@@ -16,7 +16,8 @@ from scipy.stats import chisquare
 from rlheals_ray.config import InputError
 from rlheals_ray.tasks import Problem, Rule, Split, Task, get_task
 from rlheals_ray.tasks.integer_matrix import Matrix
-from rlheals_ray.tasks.matrix_task import FEWEST, MatrixProblem
+from rlheals_ray.tasks.matrix_task import MatrixProblem
+from rlheals_ray.tasks.splits import FEWEST
 from tests.matrices import integer_matrices, near_copy
 
 NAME = "rlheals_ray.tasks.matrix_rank:MatrixRank"

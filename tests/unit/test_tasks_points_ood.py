@@ -126,14 +126,14 @@ def test_a_face_card_judged_by_its_value_under_the_trained_rule_is_wrong() -> No
 
 
 def test_a_given_deal_has_the_cards_and_targets_of_its_rule() -> None:
-    larger = get_task("general_points", cards=2, ood="larger", ood_cards=3)
-    assert larger.deal(["2", "J", "2"], rule="ood").values == (2, 10, 2)
-    with pytest.raises(InputError, match="3 were dealt; this task deals 2"):
-        larger.deal(["2", "J", "2"], rule="id")
-    other = get_task("general_points", cards=2, ood="target", ood_targets=[36])
-    assert other.deal(["4", "9"], rule="ood").target == 36
+    larger = get_task("general_points", cards=3, ood="larger", ood_cards=4)
+    assert larger.deal(["2", "J", "2", "A"], rule="ood").values == (2, 10, 2, 1)
+    with pytest.raises(InputError, match="4 were dealt; this task deals 3"):
+        larger.deal(["2", "J", "2", "A"], rule="id")
+    other = get_task("general_points", cards=3, ood="target", ood_targets=[36])
+    assert other.deal(["4", "9", "A"], rule="ood").target == 36
     with pytest.raises(InputError, match="name one of"):
-        other.deal(["4", "9"], rule="ood", target=24)
+        other.deal(["4", "9", "A"], rule="ood", target=24)
 
 
 @given(
@@ -191,6 +191,13 @@ def test_the_numbered_deals_of_a_group_are_all_of_its_values_each_once(
             "ood_faces",
             "can make 24; write other numbers",
         ),
+        # It is too little to compare anything by.
+        (
+            {"cards": 2, "targets": [1]},
+            "cards",
+            "41 distinct id train problems, fewer than 100; deal more cards",
+        ),
+        ({"cards": 3, "ood": "target", "ood_targets": [900]}, "cards", "ood eval problems, fewer than 100"),
         # The closed vocabulary has no word for it.
         (
             {"wording": "compact", "ood": "other_faces", "ood_faces": [5, 7, 14]},
