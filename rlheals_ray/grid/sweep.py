@@ -29,7 +29,7 @@ from rlheals_ray.storage import StudyFiles, Unit
 from rlheals_ray.training import Training
 
 MAX_TRIAL_LOSSES = 5
-"""How often a trial may lose its process."""
+"""How often a trial may lose its process without its branch getting further in between."""
 
 RESTARTS_SECONDS = 30.0
 """How often restarts are told of while the sweep runs, at most."""
@@ -116,6 +116,8 @@ class SweepWatch(tune.Callback):
         self._study, self._units = study, StudyUnits(study)
         self._tell_restarts, self._told = tell_restarts, time.monotonic()
         self._begun: set[Unit] = set()
+        self._furthest: dict[str, int] = {}
+        """Of each branch, the last update that its trials have told of."""
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks to restore them later; this one belongs to the running process.
@@ -142,6 +144,9 @@ class SweepWatch(tune.Callback):
             note = f"{branch.label}: solved@1 {result.get('solved_at_1', 0):.2f}"
         self._progress.advance(result.get("updates", 0), note if result.get("updates") else "")
         record_update(branch.name, result)
+        if (step := result.get("rl_step", 0)) > self._furthest.get(branch.name, 0):
+            self._furthest[branch.name] = step
+            trial.run_metadata.num_failures = 0  # Tune counts over the trial's whole life
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         # A control may be waiting for this branch.

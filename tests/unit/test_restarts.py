@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -80,6 +81,19 @@ def test_a_long_sweep_tells_of_restarts_meanwhile(
     monkeypatch.setattr(sweep, "RESTARTS_SECONDS", 0.0)
     watch.on_step_end(2, [])
     assert told(session) == [("rl", "seed=0", "restarted", "gone")]
+
+
+def test_losses_of_a_trial_do_not_add_up_while_its_branch_gets_on(session: Session) -> None:
+    """Tune, whose count this is, gives up when it is too high."""
+    watch = SweepWatch(StageProgress("rl", 1, "updates"), session.study, session.files, session.events)
+    branch, metadata = next(branches(session.study)), SimpleNamespace(num_failures=0)
+    counts = []
+    for step in (1, 2, 1, 2, 3):  # lost after the second update, and begun again: joined, it tells them again
+        metadata.num_failures += 1
+        result = {"config": {"branch": branch.plain()}, "rl_step": step, "updates": 1}
+        watch.on_trial_result(1, [], SimpleNamespace(run_metadata=metadata), result)
+        counts.append(metadata.num_failures)
+    assert counts == [0, 0, 1, 2, 0]
 
 
 class Gauge:
