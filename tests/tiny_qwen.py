@@ -20,7 +20,7 @@ TEMPLATE = (
 )
 
 
-def write_tiny_qwen(directory: Path, task: Task) -> Path:
+def write_tiny_qwen(directory: Path, task: Task, positions: int = 1024) -> Path:
     """Write a Hugging Face directory; the tokenizer's merges are learnt from prompts of `task`.
 
     The head is tied to the embedding, and q, k and v have biases, both unlike nano.
@@ -43,7 +43,7 @@ def write_tiny_qwen(directory: Path, task: Task) -> Path:
     tokenizer.chat_template = TEMPLATE
     config = Qwen2Config(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=1024, tie_word_embeddings=True,
+        num_key_value_heads=1, max_position_embeddings=positions, tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SPARE = 8
 """Tokens by which a feedback may be longer than the one that is measured."""
 
-_MEASURED = 16
+_MEASURED = 64
 """Problems of the most turns whose conversations are measured, in training and under each rule."""
 
 
@@ -44,7 +44,7 @@ def check_turns(study: Study, task: TurnwiseTask) -> None:
         )
         if needed > room:
             raise InputError(
-                f"{stage}.max_new_tokens (got {new}): episodes of {turns} turns of so many tokens, and of "
+                f"{stage}.max_new_tokens (got {new}): episodes of {turns} turn{'s' * (turns > 1)} of so many tokens, and of "
                 f"{stage}.max_attempts={attempts} at one of them, need about {needed} tokens, but "
                 f"rollout.max_model_len is {room}; use a longer context, fewer tokens or problems of fewer turns."
             )
@@ -76,7 +76,8 @@ def _check_demonstrations(
     )
     if limit is not None and needed > limit:
         raise InputError(
-            f"sft.max_length (got {study.sft.max_length}): the demonstration of a problem of {turns} turns has "
+            f"sft.max_length (got {study.sft.max_length}): the demonstration of a problem of {turns} "
+            f"turn{'s' * (turns > 1)} has "
             f"{needed} tokens, {limit} are allowed; raise sft.max_length up to what the model can read, or use "
             "problems of fewer turns."
         )

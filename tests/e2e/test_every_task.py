@@ -23,7 +23,7 @@ TASKS: dict[str, dict[str, Any]] = {
     },
     "matrix_rank": {"name": "matrix_rank"},
     "determinant": {"name": "determinant"},
-    "navigation": {"name": "navigation"},
+    "navigation": {"name": "navigation", "turns": [2, 3]},
     "chain_sum": {
         "name": "reasoning_gym", "dataset": "chain_sum", "id": {"max_terms": 3},
         "ood": {"min_terms": 4, "max_terms": 6},
@@ -37,6 +37,9 @@ SIZES = [
     "rl.max_new_tokens=24", "evaluation.max_new_tokens=24", "rollout.max_model_len=1024", "evaluation.problems=24",
     "controls.kinds=[rejection_sft]",
 ]  # fmt: skip
+MORE = {"navigation": ["rollout.max_model_len=1536", "rl.max_attempts=2", "evaluation.max_attempts=2"]}
+"""Step by step, as published: of up to 13 answers, two tries at each."""
+POSITIONS = 2048
 
 
 def test_every_registered_task_is_studied_here() -> None:
@@ -47,11 +50,11 @@ def test_every_registered_task_is_studied_here() -> None:
 def studied(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Run]:
     declared = TASKS[request.param]
     task = get_task(**declared)
-    model = write_tiny_qwen(tmp_path / "model", task)
+    model = write_tiny_qwen(tmp_path / "model", task, POSITIONS)
     ended = subprocess.run(
         [
             sys.executable, "jobs/grid.py", "tiny", f"task={json.dumps(declared)}", f"base.model={model}",
-            f"storage={tmp_path}", *SIZES,
+            f"storage={tmp_path}", *SIZES, *MORE.get(request.param, []),
         ],
         cwd=REPOSITORY, capture_output=True, text=True, timeout=580,
     )  # fmt: skip
@@ -75,6 +78,10 @@ def test_a_study_of_the_task_runs_to_its_end_and_draws_no_boundary_where_nothing
             assert row["verdict"] == "unclear"
     edges = run.table("edges").to_pylist()
     assert {row["rule"] for row in edges} <= rules
+    if name == "navigation":
+        episodes = run.table("episodes").to_pylist()
+        assert {reward for episode in episodes for reward in episode["rewards"]} <= {1.0, -1.0, -1.5}
+        assert all(episode["attempts"] >= 2 or episode["solved_at"] for episode in episodes)
     page = (run.root / "report.html").read_text()
     if len(rules) > 1:
         assert "Does it depend on the OOD rule?" in page
