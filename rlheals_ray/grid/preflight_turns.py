@@ -44,7 +44,7 @@ def check_turns(study: Study, task: TurnwiseTask) -> None:
         )
         if needed > room:
             raise InputError(
-                f"{stage}.max_new_tokens (got {new}): episodes of {turns} turn{'s' * (turns > 1)} of so many tokens, and of "
+                f"{stage}.max_new_tokens (got {new}): episodes of {_counted(turns)} of so many tokens, and of "
                 f"{stage}.max_attempts={attempts} at one of them, need about {needed} tokens, but "
                 f"rollout.max_model_len is {room}; use a longer context, fewer tokens or problems of fewer turns."
             )
@@ -76,11 +76,14 @@ def _check_demonstrations(
     )
     if limit is not None and needed > limit:
         raise InputError(
-            f"sft.max_length (got {study.sft.max_length}): the demonstration of a problem of {turns} "
-            f"turn{'s' * (turns > 1)} has "
+            f"sft.max_length (got {study.sft.max_length}): the demonstration of a problem of {_counted(turns)} has "
             f"{needed} tokens, {limit} are allowed; raise sft.max_length up to what the model can read, or use "
             "problems of fewer turns."
         )
+
+
+def _counted(turns: int) -> str:
+    return f"{turns} turn{'s' * (turns > 1)}"
 
 
 def _longest(task: TurnwiseTask, problems: Iterable[Problem]) -> list[Problem]:
