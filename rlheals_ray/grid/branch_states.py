@@ -1,7 +1,8 @@
 """What became of every branch and control: done, stopped early, failed, or waiting; how far it came, at what cost.
 
-A finished branch tells by its marker. Of a failed one a note is kept beside its state until it is tried again, so
-that a later report still knows the cause. Light on purpose: the sweep's trials import this, and must not import torch.
+A finished branch tells by its marker. Of a failed one, and of a failed trunk, a note is kept beside its state until it
+is tried again, so that a later report still knows the cause. Light on purpose: the sweep's trials import this, and must
+not import torch.
 """
 
 from __future__ import annotations
@@ -58,14 +59,14 @@ def _note(files: StudyFiles, unit: Unit) -> Path:
 def note_failure(
     files: StudyFiles, unit: Unit, cause: str, update: int | None = None, compute: int | None = None
 ) -> None:
-    """Remember why a branch failed (without secrets), its last update, and what it had spent, where that is known."""
+    """Remember why a trunk or branch failed (without secrets), its last update and what it had spent, where known."""
     kept = without_secrets(cause)
     record = {"fingerprint": unit.fingerprint, "cause": kept, "update": update, "compute": compute}
     write_json(_note(files, unit), record)
 
 
 def forget_failure(files: StudyFiles, unit: Unit) -> None:
-    """Before a branch is tried again."""
+    """Before the unit is tried again."""
     _note(files, unit).unlink(missing_ok=True)
 
 
@@ -160,8 +161,8 @@ def _waits_for(session: Session, branch: Branch) -> str | None:
     units, files = session.units, session.files
     trunk = units.trunk(branch.trunk)
     if not files.is_done(trunk):
-        failed = session.failures.get(trunk.name)
-        return f"its trunk failed: {last_line(failed)}" if failed else "its trunk is not done"
+        failed = failure(files, trunk)
+        return f"its trunk failed: {last_line(failed['cause'])}" if failed else "its trunk is not done"
     if branch.is_control:
         rl = units.branch(beside(session.study, branch))
         if failed_rl := failure(files, rl):

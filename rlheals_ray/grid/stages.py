@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import ray
 
 from rlheals_ray.config import Study
-from rlheals_ray.grid.branch_states import due_probes, forget_failure, record_cells
+from rlheals_ray.grid.branch_states import due_probes, forget_failure, note_failure, record_cells
 from rlheals_ray.grid.losses import finish_losses, start_losses
 from rlheals_ray.grid.probes import probe_all, side_by_side
 from rlheals_ray.grid.progress import StageProgress
@@ -90,6 +90,7 @@ def _prepare(session: Session, pending: Sequence[Trunk]) -> None:
 def _trunk(session: Session, trunk: Trunk, progress: StageProgress, curves: TrunkCurves) -> None:
     unit = session.units.trunk(trunk)
     _begin(session, unit, trunk.name)
+    forget_failure(session.files, unit)
     session.started(unit)
     curves.begin(trunk)
     arguments = {"study": session.study, "files": session.files, "trunk": trunk, "unit": unit, "base": BASE}
@@ -109,11 +110,17 @@ def _trunk(session: Session, trunk: Trunk, progress: StageProgress, curves: Trun
             curves.update(trunk, row)
         session.events.unit(unit.name, "done")
     except WorkFailed as error:
-        session.fail(unit.name, str(error))
+        _trunk_failed(session, unit, str(error))
     except Exception:
-        session.fail(unit.name, traceback.format_exc())
+        _trunk_failed(session, unit, traceback.format_exc())
     finally:
         curves.end(trunk, failed=unit.name in session.failures)
+
+
+def _trunk_failed(session: Session, unit: Unit, cause: str) -> None:
+    """Also for later reports, of the branches that wait for it."""
+    session.fail(unit.name, cause)
+    note_failure(session.files, unit, cause)
 
 
 @ray.remote(num_cpus=1)

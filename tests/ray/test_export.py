@@ -29,7 +29,8 @@ def recommend(files: StudyFiles, checkpoint: str | None, chosen: bool = True) ->
     row = {
         **dict.fromkeys(tables.RECOMMENDATION.names), "rule": "ood", "recipe": "plain", "algorithm": "ppo",
         "sft_step": 0, "rl_step": 64, "seeds": 1, "chosen": chosen, "eligible": True, "p_best": 0.83, "ood": 0.5,
-        "ood_low": 0.4, "ood_high": 0.6, "id": 0.9, "id_low": 0.85, "id_high": 0.95, "id_floor": 0.8, "checkpoint": checkpoint,
+        "ood_low": 0.4, "ood_high": 0.6, "id": 0.9, "id_low": 0.85, "id_high": 0.95, "id_floor": 0.8,
+        "checkpoint": checkpoint,
     }  # fmt: skip
     files.write_table("recommendation", tables.table("recommendation", [row]))
 
