@@ -27,8 +27,11 @@ _TRIES = 5
 
 
 def is_mirrored(path: str) -> bool:
-    """Whether a file of a study belongs to its copy: not what is hidden, nor caches that a run makes again."""
-    if any(part.startswith(".") for part in path.split("/")):
+    """Whether a file of a study belongs to its copy: not what is hidden, nor caches that a run makes again.
+
+    An object's name may be anything: one that leads out of the study's directory is no file of it.
+    """
+    if any(not part or part.startswith(".") for part in path.split("/")):
         return False
     return path.startswith(_KEPT) or not path.startswith(_CACHES)
 
@@ -138,7 +141,8 @@ class _Still:
                         files.append(path)
         except (FileNotFoundError, NotADirectoryError):
             return [], []
-        return files, [path for path in folders if is_mirrored(path) or _KEPT.startswith(path)]
+        # What stands for any file that a directory could have.
+        return files, [path for path in folders if is_mirrored(f"{path}any") or _KEPT.startswith(path)]
 
     def _hold(self, path: str, stamp: Stamp) -> bool:
         """Link the file, unless it is known; whether it was there."""

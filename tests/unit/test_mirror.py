@@ -510,6 +510,13 @@ def test_caches_and_hidden_files_stay_here(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "name", ["../x", "a/../../x", "/etc/x", "a//x", "", "a/", ".lock", "a/.b/c", "factors/f"]
+)
+def test_a_name_that_leads_elsewhere_is_no_file_of_the_study(name: str) -> None:
+    assert not is_mirrored(name) and is_mirrored("tables/x.parquet")
+
+
 def test_a_view_has_what_a_status_reads_and_of_weights_the_sizes(tmp_path: Path) -> None:
     copy = mirror(remote(), tmp_path / "study")
     weights = "checkpoints/base/model.safetensors"
