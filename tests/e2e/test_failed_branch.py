@@ -5,7 +5,9 @@ tests/ray/test_branches.py has the same on warm engines, in the default tests.
 
 from __future__ import annotations
 
+import html
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -55,4 +57,32 @@ def test_a_checkpoint_of_nan_costs_its_own_branch_alone(whole: Run, tmp_path: Pa
     assert states["continued_sft", BROKEN]["status"] == "waiting"
     cells = {(row["sft_step"], row["rl_step"]) for row in study.table("boundary").to_pylist()}
     assert (GOOD, 10) in cells and (BROKEN, 10) not in cells
-    assert "failed" in (root / "report.html").read_text()
+    page = (root / "report.html").read_text()
+    marks = map_marks(page)
+    assert set(marks) == {(BROKEN, budget) for budget in (5, 10)}, "of this branch alone, at every budget"
+    for word, why in marks.values():
+        assert word == "failed" and "seed 0 failed" in why and "nan" in why.lower()
+    (row,) = (row for row in table_rows(page) if row[0] == "✕ failed")
+    assert row[2:4] == ["0", str(BROKEN)] and "nan" in row[-1].lower()
+
+
+def map_marks(page: str) -> dict[tuple[int, int], tuple[str, str]]:
+    """(SFT step, RL step) of the map of healing -> the word and the cause at a cell that has no value."""
+    figure = re.search(r'<script type="application/json" id="data-healing-0">(.*?)</script>', page, re.DOTALL)
+    assert figure is not None
+    blank = [trace for trace in json.loads(figure[1])["data"] if trace.get("meta") == "gap"]
+    return {
+        (int(step), int(budget)): (word.strip(), why)
+        for trace in blank
+        for step, budget, word, why in zip(
+            trace["y"], trace["x"], trace["text"], trace["customdata"], strict=True
+        )
+    }
+
+
+def table_rows(page: str) -> list[list[str]]:
+    """The cells of every row of every table."""
+    return [
+        [html.unescape(cell).strip() for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.DOTALL)]
+        for row in re.findall(r"<tr[^>]*>(.*?)</tr>", page, re.DOTALL)
+    ]

@@ -75,6 +75,25 @@ def test_rows_fit_the_table_and_the_largest_comes_first() -> None:
     assert ("ood", "accuracy_ood") not in {(row["rule"], row["quantity"]) for row in rows}
 
 
+@pytest.mark.parametrize("loss", ["train_loss", "id_loss", "ood_loss"])
+def test_each_loss_of_sft_is_held_against_ood_accuracy(loss: str) -> None:
+    """ρ over the SFT checkpoints that have the loss."""
+    of = nano_like()
+    accuracy = {
+        (row["seed"], row["sft_step"]): row["acc_1"]
+        for row in of["scores"].to_pylist()
+        if (row["stage"], row["rule"]) == ("sft", "ood")
+    }
+    pairs = [
+        (row[loss], accuracy[row["seed"], row["step"]])
+        for row in of["sft"].to_pylist()
+        if row[loss] is not None and (row["seed"], row["step"]) in accuracy
+    ]
+    (found,) = (row for row in predictor_rows(of) if (row["quantity"], row["rule"]) == (loss, "ood"))
+    assert found["checkpoints"] == len(pairs) > 20
+    assert found["rho"] == pytest.approx(stats.spearmanr(*zip(*pairs, strict=True)).statistic)
+
+
 @pytest.mark.parametrize("of", [{}, empty()])
 def test_nothing_measured_predicts_nothing(of: dict[str, Any]) -> None:
     assert predictor_rows(of) == []
