@@ -22,10 +22,17 @@ from rlheals_ray.storage import StudyFiles, is_uri
 from rlheals_ray.tasks import Task, get_task, rules_of
 from rlheals_ray.tasks.conformance import Effort
 from rlheals_ray.tasks.conformance.apart import check_apart
+from rlheals_ray.tasks.reasoning_gym import ReasoningGym
+from rlheals_ray.tasks.reasoning_gym_here import NAME as DRAWN_HERE
 from rlheals_ray.tasks.turns import is_turnwise
 
 _CHECKED: set[str] = set()
-"""Tasks of one's own that this process has found right."""
+"""Tasks of one's own, and configurations of datasets, that this process has found right."""
+
+_FEW = 4
+"""Problems of each part that a dataset is checked by."""
+OF_THE_JUDGE = ("texts", "demonstrations", "total", "bounded", "verdicts", "repeatable", "rewards")
+"""Laws that a dataset may break; whether its problems can be drawn is found out where they are."""
 
 
 def preflight(study: Study) -> StudyFiles:
@@ -48,10 +55,20 @@ def preflight(study: Study) -> StudyFiles:
 
 
 def _check_task(study: Study) -> None:
-    """Hold a task of one's own against the laws of tasks, for about a second, where it cannot hang this process."""
+    """Hold what comes from elsewhere, a task of one's own or a dataset with its configurations, against the laws of
+    tasks, for about a second, where it cannot hang this process."""
     name, checked = study.task.name, study.task.model_dump_json()
-    if ":" not in name or checked in _CHECKED:
+    if checked in _CHECKED:
         return
+    if ":" in name:
+        _check_own_task(study)
+    elif name == ReasoningGym.name:
+        _check_configurations(study)
+    _CHECKED.add(checked)
+
+
+def _check_own_task(study: Study) -> None:
+    name = study.task.name
     found = check_apart(name, study.task.options, Effort.quick(), processes=False)
     # That a text gives an answer away is a guess, which must not be in the way of a study.
     breaches = [breach for breach in found.breaches if breach.law not in ("hidden", "leaks")]
@@ -60,7 +77,20 @@ def _check_task(study: Study) -> None:
             f"task.name (got {name!r}): it breaks what every task promises. {breaches[0]} All of it: python "
             f"jobs/evaluate.py --check-task {name}."
         )
-    _CHECKED.add(checked)
+
+
+def _check_configurations(study: Study) -> None:
+    """How long a verifier of the package takes may depend on the configuration; the default ones alone are tested."""
+    options = {**study.task.options, "train_problems": _FEW, "eval_problems": _FEW}
+    found = check_apart(DRAWN_HERE, options, Effort.of_configurations(), processes=False)
+    for breach in found.breaches:
+        if breach.law in OF_THE_JUDGE:
+            rule = "ood" if ":ood:" in (breach.problem or "") else "id"
+            raise InputError(
+                f"task.{rule} (got {study.task.options.get(rule, {})}): in this configuration answers to "
+                f"{study.task.options['dataset']} are not judged as every task promises: {breach.what} "
+                f"({breach.law}). Make its problems smaller or take another dataset."
+            )
 
 
 def _check_problems(study: Study, task: Task) -> None:

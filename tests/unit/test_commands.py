@@ -95,6 +95,30 @@ WRONG = [
         ["tiny", "task={name: determinant, ood_size: 2, ood_entries: [-4, 4]}"],
         ["task.ood_size", "are among those of the ID rule", "another shape"],
     ),
+    (
+        ["tiny", "task={name: matrix_rank, ood_shape: [4, 5], ood_entries: [-4, 4]}"],
+        ["task.ood_shape", "[4, 5]", "are among those of the ID rule", "another shape"],
+    ),
+    (
+        ["tiny", "task={name: reasoning_gym, dataset: chain_sum, ood: {}}"],
+        ["task.ood", "the same rule as id", "change a field"],
+    ),
+    (
+        ["tiny", "task={name: general_points, ood: target, ood_targets: [36, 9999]}"],
+        ["task.ood_targets", "[36, 9999]", "can make 9999", "write other numbers"],
+    ),
+    (
+        ["tiny", "task={name: general_points, cards: 2, targets: [1]}"],
+        ["task.cards", "got 2", "fewer than 100", "deal more cards"],
+    ),
+    (
+        ["tiny", "task={name: navigation, routes: /no/such/routes.json}"],
+        ["task.routes", "'/no/such/routes.json'", "cannot be read", "give the path"],
+    ),
+    (
+        ["tiny", f"task={{name: navigation, routes: {JOBS.parent / 'pyproject.toml'}}}"],
+        ["task.routes", "pyproject.toml", "no JSON", "give a file like route_infos.json"],
+    ),
     (["tiny", "task.wording=paper"], ["base.model", "'nano'", "task.wording=compact"]),
     (["tiny", "base.model=/"], ["base.model", "'/'", "no config.json"]),
     (["tiny", "base.model=/no/such/model"], ["base.model", "'/no/such/model'", "no such directory"]),
@@ -133,6 +157,36 @@ def test_wrong_input_is_told_in_one_paragraph_and_nothing_is_written(
     assert is_one_paragraph(err) and out == ""
     assert [words for words in said if words not in err] == []
     assert list(tmp_path.iterdir()) == []
+
+
+SLOW = """
+import time
+from rlheals_ray.tasks.reasoning_gym_here import DrawnHere
+
+class Slow(DrawnHere):
+    def judge(self, problem, text):
+        began = time.thread_time()
+        while problem.rule == "ood" and len(text) > 900 and time.thread_time() - began < 0.08:
+            pass
+        return super().judge(problem, text)
+"""
+
+
+def test_a_dataset_whose_answers_take_too_long_to_judge_in_the_study_s_configuration_is_refused(
+    grid: Run, storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = "task={name: reasoning_gym, dataset: chain_sum, ood: {min_terms: 7, max_terms: 8}}"
+    (tmp_path / "slow_gym.py").write_text(SLOW)
+    monkeypatch.syspath_prepend(tmp_path)
+    with monkeypatch.context() as replaced:
+        replaced.setattr(preflight_module, "DRAWN_HERE", "slow_gym:Slow")
+        code, out, err = grid("tiny", task, "--plan")
+    assert code == 2 and is_one_paragraph(err) and out == ""
+    assert re.search(r"task\.ood \(got \{'min_terms': 7.*takes \d+ ms \(bounded\)\. Make its problems", err)
+    assert not storage.exists()
+    # As it is, nothing is wrong with it: what is refused next is a base model that knows no such words.
+    code, out, err = grid("tiny", task, "--plan")
+    assert code == 2 and "base.model" in err
 
 
 @pytest.mark.parametrize("plan", [(), ("--plan",)], ids=["run", "plan"])

@@ -4,10 +4,13 @@ import time
 
 import pytest
 
+from rlheals_ray.grid.preflight import OF_THE_JUDGE
 from rlheals_ray.tasks import Verdict
+from rlheals_ray.tasks.conformance import Effort, check_task
 from rlheals_ray.tasks.reasoning_gym import ReasoningGym, ReasoningGymOptions, ReasoningGymProblem
 from rlheals_ray.tasks.reasoning_gym_config import names
 from rlheals_ray.tasks.reasoning_gym_draw import Draw, drawn
+from rlheals_ray.tasks.reasoning_gym_here import DrawnHere
 from rlheals_ray.tasks.reasoning_gym_verify import MAX_EXTRA
 
 DATASETS = [
@@ -84,3 +87,18 @@ def test_every_dataset_has_problems_that_its_demonstrations_solve_and_its_judge_
         for text in ("nan", "None", "__import__('os')", "(1/(1-1))"):
             assert not one.judge(problem, f"<answer>{text}</answer>").solved
         assert problem.metadata == item.metadata
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_no_dataset_is_refused_by_the_check_of_a_study(dataset: str) -> None:
+    few = min(FEW.get(dataset, 10), 3)
+    options = ReasoningGymOptions.model_construct(
+        dataset=dataset, id={}, ood={}, train_problems=few, eval_problems=few
+    )
+    found = check_task(DrawnHere(options), effort=Effort.of_configurations())
+    print(
+        f"\n{dataset}: {found.calls} answers, the slowest {found.slowest * 1000:.1f} ms ({found.slowest_answer})"
+    )
+    assert not [breach for breach in found.breaches if breach.law in OF_THE_JUDGE]
+    assert found.checked["bounded"] > 100

@@ -68,6 +68,52 @@ def hostile_answers() -> Iterator[tuple[str, str]]:
     }.items()
 
 
+def in_place(demonstration: str) -> Iterator[tuple[str, str]]:
+    """Name and text of answers in the form of this one that hold one thing over and over where it says what is right:
+    somewhat longer than right answers are, where a judge may still read all of it, and far longer."""
+    start, end = _said(demonstration)
+    part = demonstration[start:end]
+    units = {**_UNITS, "the right answer": f"{part} ", "the right answer, without spaces": part or "0"}
+    for length in (1_000 + 4 * len(part), 10_000):
+        for name, unit in units.items():
+            text = (unit * (length // len(unit) + 1))[:length]
+            yield f"{name} over and over", demonstration[:start] + text + demonstration[end:]
+
+
+_UNITS = {
+    unit.strip() or repr(unit): unit
+    for unit in (
+        *(
+            "9",
+            "(",
+            "[",
+            "-",
+            "9**",
+            "1/",
+            "9*",
+            "1 ",
+            "1,",
+            "\n",
+            "0 1\n",
+            "A=1,",
+            "ABC",
+            "x**",
+            "sin(",
+            "1e9,",
+        ),
+        *("é", "\\", "\x00", "right ", "a->b ", '\\"a\\":', "Move 1 to 2\n", "x is a knight and "),
+    )
+}
+
+
+def _said(demonstration: str) -> tuple[int, int]:
+    """Where a demonstration says what is right: in tags, else the last text, list or number."""
+    for pattern in (r">([^<>]+)</", r':\s*"([^"]*)"', r"\[([^\[\]]*)\]", r"(-?\d+)"):
+        if found := list(re.finditer(pattern, demonstration)):
+            return found[-1].span(1)
+    return 0, len(demonstration)
+
+
 def spoilt(rng: random.Random, demonstration: str, others: Sequence[str]) -> tuple[str, str]:
     """One answer near a right one: name and text. Some are right still."""
     kind = rng.choice(_KINDS)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from itertools import count
 
 from rlheals_ray.tasks.conformance.effects import Effects
-from rlheals_ray.tasks.conformance.hostile import hostile_answers, spoilt
+from rlheals_ray.tasks.conformance.hostile import hostile_answers, in_place, spoilt
 from rlheals_ray.tasks.conformance.laws import Findings, cause
 from rlheals_ray.tasks.conformance.leaks import Leaks
 from rlheals_ray.tasks.conformance.texts import Texts, check_pure, is_text, is_unicode
@@ -66,6 +66,13 @@ class Judging:
                 if self._findings.late:
                     break
                 self.check_answer(problem, answer, name)
+        counted = self._findings.result.calls
+        for problem in {problem.rule: problem for problem in reversed(known)}.values():
+            for name, answer in in_place(self._texts.demonstrations[problem.id][0]):
+                if self._findings.late:
+                    break
+                self.check_answer(problem, answer, name)
+        calls += self._findings.result.calls - counted
         rng = random.Random(f"conformance/{seed}")
         answers = [text for texts in self._texts.demonstrations.values() for text in texts]
         for turn in count():

@@ -104,7 +104,7 @@ class Effort:
     problems: int = 20
     """Per rule, split and seed."""
     calls: int = 400
-    """Answers judged, at least; at most a few more."""
+    """Answers judged, at least; those that hold one thing over and over, some fifty for each rule, come on top."""
     most: int = 2000
     """A list of problems is drawn whole where it is no longer."""
     seconds: float = float("inf")
@@ -118,6 +118,11 @@ class Effort:
     def quick(cls) -> Effort:
         """What a study checks before it starts: only a judge that would stall it is too slow then."""
         return cls(problems=4, calls=80, most=200, seconds=1.0, judge_seconds=1.0)
+
+    @classmethod
+    def of_configurations(cls) -> Effort:
+        """What a study checks of a dataset with its own configurations, some seconds with the import of the package."""
+        return cls(problems=2, calls=250, most=0, seconds=10.0)
 
 
 class Findings:
