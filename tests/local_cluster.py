@@ -36,6 +36,10 @@ ENVIRONMENT = {
 }
 
 
+class _TimedOut(RuntimeError):
+    """Of a node's start."""
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -50,7 +54,15 @@ class LocalCluster:
     these types, by its fake provider: as processes of this machine, all of them children of the head.
     """
 
-    def __init__(self, nodes: int = 0, cpus: int = 1, node_types: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        nodes: int = 0,
+        cpus: int = 1,
+        node_types: Mapping[str, Any] | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        """`variables`: of the environment of every node and driver, beside ENVIRONMENT."""
+        self._variables = {**ENVIRONMENT, **(variables or {})}
         self._directory = Path(tempfile.mkdtemp(prefix="rc", dir="/tmp"))  # short: sockets lie in it
         self._started = 0
         self.address = f"127.0.0.1:{free_port()}"
@@ -60,12 +72,23 @@ class LocalCluster:
             f"--ray-client-server-port={free_port()}",
             *(self._autoscaling(node_types) if node_types else ()),
         )  # fmt: skip
-        self.nodes = [self._start(f"--address={self.address}", f"--num-cpus={cpus}") for _ in range(nodes)]
+        self.nodes: list[subprocess.Popen[bytes]] = []
+        self.role: dict[subprocess.Popen[bytes], str] = {}
+        for _ in range(nodes):
+            self.add(cpus)
+
+    def add(self, cpus: int, role: str = "") -> subprocess.Popen[bytes]:
+        """One more node, with the label `role` where one is given."""
+        labels = [f"--labels=role={role}"] if role else []
+        node = self._start(f"--address={self.address}", f"--num-cpus={cpus}", *labels)
+        self.nodes.append(node)
+        self.role[node] = role
+        return node
 
     @property
     def environment(self) -> dict[str, str]:
         """What a driver needs to join."""
-        return {**os.environ, **ENVIRONMENT, "RAY_ADDRESS": self.address}
+        return {**os.environ, **self._variables, "RAY_ADDRESS": self.address}
 
     def _autoscaling(self, node_types: Mapping[str, Any]) -> list[str]:
         head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
@@ -119,6 +142,13 @@ class LocalCluster:
         return found
 
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a node, again where Ray gave up: it gives a node thirty seconds, however busy the machine."""
+        for _ in range(5):
+            with suppress(_TimedOut):
+                return self._start_once(*arguments)
+        raise RuntimeError("a node of Ray timed out in five starts")
+
+    def _start_once(self, *arguments: str) -> subprocess.Popen[bytes]:
         self._started += 1
         log = self._directory / f"node-{self._started}.log"
         node = subprocess.Popen(
@@ -127,12 +157,15 @@ class LocalCluster:
                 "--disable-usage-stats", f"--object-store-memory={150 << 20}",
                 f"--dashboard-agent-listen-port={free_port()}", *arguments,
             ],
-            env={**os.environ, **ENVIRONMENT}, stdout=log.open("wb"), stderr=subprocess.STDOUT,
+            env={**os.environ, **self._variables}, stdout=log.open("wb"), stderr=subprocess.STDOUT,
         )  # fmt: skip
         # One after the other: of two that start at one address at a time, Ray loses one.
         while "Ray runtime started" not in log.read_text():
             if node.poll() is not None:
-                raise RuntimeError(f"a node of Ray did not start:\n{log.read_text()[-2000:]}")
+                text = log.read_text()[-2000:]
+                raise (_TimedOut if "timed out during startup" in text else RuntimeError)(
+                    f"a node of Ray did not start:\n{text}"
+                )
             time.sleep(0.1)
         return node
 
@@ -152,6 +185,24 @@ class LocalCluster:
                     if " ".join(process.cmdline()).startswith(title):
                         found.append((node, process))
         return found
+
+    def holders(self, title: str) -> list[subprocess.Popen[bytes]]:
+        """The nodes, not the head, that hold a process whose title begins so."""
+        return [node for node in self.nodes if any(each is node for each, _ in self.named(title))]
+
+    def drain(self, node: subprocess.Popen[bytes], seconds: int) -> None:
+        """Tell Ray that the node will be taken away after so many seconds, as whoever runs spot nodes does."""
+        prefix = "--node_id="
+        lines = [process.cmdline() for process in self.processes(node)]
+        [name] = [part.removeprefix(prefix) for line in lines for part in line if part.startswith(prefix)]
+        subprocess.run(
+            [
+                sys.executable, "-m", "ray.scripts.scripts", "drain-node", f"--address={self.address}",
+                f"--node-id={name}", "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=taken back",
+                f"--deadline-remaining-seconds={seconds}",
+            ],
+            env=self.environment, check=True, timeout=120,
+        )  # fmt: skip
 
     def titles(self) -> list[str]:
         """Of all workers, for a message."""
