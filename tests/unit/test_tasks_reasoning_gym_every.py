@@ -66,6 +66,7 @@ def test_the_datasets_tested_slowly_are_all_there_are() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_every_dataset_has_problems_that_its_demonstrations_solve_and_its_judge_is_total(
     dataset: str,
@@ -90,6 +91,7 @@ def test_every_dataset_has_problems_that_its_demonstrations_solve_and_its_judge_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_no_dataset_is_refused_by_the_check_of_a_study(dataset: str) -> None:
     few = min(FEW.get(dataset, 10), 3)
