@@ -205,7 +205,7 @@ def check_local(needed: Resources) -> None:
 
 
 def check_work(study: Study, nodes: int) -> None:
-    """Raises InputError where a study with a URI for storage is worked on in a directory that other nodes do not see."""
+    """Raises InputError where a study at a URI is worked on in a directory that some node does not see."""
     if is_uri(study.storage) and study.work is None and nodes > 1:
         raise InputError(
             f"work (got null): storage {study.storage!r} is a URI, and the study is worked on in a directory that all "
