@@ -102,11 +102,14 @@ def _trunk(session: Session, trunk: Trunk, progress: StageProgress, curves: Trun
             progress.advance(session.study.sft.steps[-1])
             session.events.unit(unit.name, "done")
             return
+        reached = 0
         for row in session.training.run(Work(unit.name, TRAIN_TRUNK, arguments)):
             if "note" in row:
                 print(f"{trunk.label}: {row['note']}")
                 continue
-            progress.advance(note=f"{trunk.label}: loss {row['loss']:.3f}")
+            # What a group that was begun again repeats is no progress.
+            progress.advance(int(row["step"] > reached), note=f"{trunk.label}: loss {row['loss']:.3f}")
+            reached = max(reached, row["step"])
             curves.update(trunk, row)
         session.events.unit(unit.name, "done")
     except WorkFailed as error:

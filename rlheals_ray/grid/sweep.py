@@ -142,11 +142,12 @@ class SweepWatch(tune.Callback):
             note = f"{branch.label}: loss {result.get('policy_loss', 0):.3f}"
         else:
             note = f"{branch.label}: solved@1 {result.get('solved_at_1', 0):.2f}"
-        self._progress.advance(result.get("updates", 0), note if result.get("updates") else "")
         record_update(branch.name, result)
+        updates = 0  # what is repeated after a loss is no progress
         if (step := result.get("rl_step", 0)) > self._furthest.get(branch.name, 0):
-            self._furthest[branch.name] = step
+            self._furthest[branch.name], updates = step, result.get("updates", 0)
             trial.run_metadata.num_failures = 0  # Tune counts over the trial's whole life
+        self._progress.advance(updates, note if result.get("updates") else "")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         # A control may be waiting for this branch.

@@ -85,7 +85,8 @@ def test_a_long_sweep_tells_of_restarts_meanwhile(
 
 def test_losses_of_a_trial_do_not_add_up_while_its_branch_gets_on(session: Session) -> None:
     """Tune, whose count this is, gives up when it is too high."""
-    watch = SweepWatch(StageProgress("rl", 1, "updates"), session.study, session.files, session.events)
+    progress = StageProgress("rl", 3, "updates")
+    watch = SweepWatch(progress, session.study, session.files, session.events)
     branch, metadata = next(branches(session.study)), SimpleNamespace(num_failures=0)
     counts = []
     for step in (1, 2, 1, 2, 3):  # lost after the second update, and begun again: joined, it tells them again
@@ -94,6 +95,7 @@ def test_losses_of_a_trial_do_not_add_up_while_its_branch_gets_on(session: Sessi
         watch.on_trial_result(1, [], SimpleNamespace(run_metadata=metadata), result)
         counts.append(metadata.num_failures)
     assert counts == [0, 0, 1, 2, 0]
+    assert progress._done == 3, "what is told again is no progress"
 
 
 class Gauge:
