@@ -143,7 +143,8 @@ def test_a_study_is_submitted_watched_stopped_and_submitted_again(
     job = re.search(r"raysubmit_\w+", submitted.text)
     assert job, submitted.text
     listed = head.run("ray job list")
-    assert job[0] in listed.stdout and "RUNNING" in listed.stdout, listed.stdout + listed.stderr
+    told = listed.stdout + listed.stderr
+    assert re.search(rf"submission_id='{job[0]}'[^)]*RUNNING", told), told
     logs = Streamed(head, root, "ray job logs -f JOB", job=job[0])
     wait_for(lambda: "sft" in logs.text, submitted)
     assert reachable(head) <= {"ray::RayTrainWorker"}, (
@@ -166,8 +167,9 @@ def test_a_study_is_submitted_watched_stopped_and_submitted_again(
     again, watch = Streamed(head, root, SUBMIT, MORE), Streamed(head, root, WATCH)
     assert again.end(900) == 0, again.text[-4000:]
     assert watch.end(120) == 0 and "sft" in watch.text
-    told = again.progress()
-    assert {stage for _, stage in told} >= {"rl"} and told[-1][0] - told[0][0] > 2, again.text[-4000:]
+    moments = submitted.progress() + again.progress()
+    assert {stage for _, stage in moments} >= {"sft", "rl", "edit"}, submitted.text + again.text
+    assert moments[-1][0] - moments[0][0] > 2, "it told of its progress bit by bit"
     assert {path: path.stat().st_mtime_ns for path in done} == done, "a finished unit was done again"
     assert "succeeded" in again.text
     assert "<html" in (root / "report.html").read_text()[:1000]
