@@ -144,7 +144,8 @@ def test_a_study_is_submitted_watched_stopped_and_submitted_again(
     assert job, submitted.text
     listed = head.run("ray job list")
     told = listed.stdout + listed.stderr
-    assert re.search(rf"submission_id='{job[0]}'[^)]*RUNNING", told), told
+    status = re.search(rf"submission_id='{job[0]}'.*?status=<JobStatus\.(\w+)", told, re.DOTALL)
+    assert status and status[1] == "RUNNING", told
     logs = Streamed(head, root, "ray job logs -f JOB", job=job[0])
     wait_for(lambda: "sft" in logs.text, submitted)
     assert reachable(head) <= {"ray::RayTrainWorker"}, (
