@@ -96,7 +96,7 @@ def team(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         tmp_path_factory.mktemp("team"),
         generators=2,
         generators_per_branch=2,
-        stall_seconds=5,
+        stall_seconds=20,  # the first batch of a busy machine takes seconds
         max_failures=8,
     )
     yield pooled
