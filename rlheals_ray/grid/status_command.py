@@ -55,14 +55,19 @@ def _show(parsed: argparse.Namespace, watched: Watched) -> int:
 
 
 def _watch(watched: Watched) -> Status:
-    """Show the status again and again until everything is done and the process that did it has ended."""
+    """Show the status again and again until everything is done, or the run that did not get that far has ended.
+
+    A study at which nothing works and in which nothing failed is waited for: its job may not have started yet.
+    """
+    ran = False
     with Live(console=Console(highlight=False), auto_refresh=False) as live:
         while True:
             start = time.monotonic()
             status = watched.look()
             live.update(render(status), refresh=True)
-            if status.complete and status.holder is None:
+            if status.holder is None and (status.complete or status.failures or ran):
                 return status
+            ran = status.holder is not None
             time.sleep(max(EVERY_SECONDS, REST * (time.monotonic() - start)))
 
 
@@ -85,7 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--storage", metavar="DIR|URI", help="where studies are kept (overrides `storage`)")
     parser.add_argument(
-        "--watch", action="store_true", help="show it again every 2 s until everything is done"
+        "--watch",
+        action="store_true",
+        help="show it again every 2 s until everything is done or its run ends",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser

@@ -5,7 +5,11 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,12 +19,20 @@ import yaml
 
 from rlheals_ray.config import dump_study, load_study
 from rlheals_ray.folder import Folder
+from rlheals_ray.grid import status_command
+from rlheals_ray.grid.status import Status, Watched
 from rlheals_ray.grid.status_command import main
 from rlheals_ray.lineage import Trunk
 from rlheals_ray.mirror import Mirror
-from rlheals_ray.storage import write_text
+from rlheals_ray.storage import write_json, write_text
 from tests.marked_study import MarkedStudy, tiny
 
+HOLDS = """
+import sys, time
+from rlheals_ray.storage import StudyFiles
+with StudyFiles.at(sys.argv[1], "tiny").lock():
+    time.sleep(60)
+"""
 JOB = Path(__file__).parents[2] / "jobs" / "status.py"
 
 
@@ -138,6 +150,61 @@ def test_wrong_input_is_refused_in_one_paragraph(
 ) -> None:
     code, _, err = command(*(argument.format(root=study.root) for argument in arguments))
     assert code == 2 and is_one_paragraph(err) and re.search(told, err)
+
+
+# --- how long it is watched
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[Status]:
+    """Those of --watch, without its rest between two."""
+    seen: list[Status] = []
+    look = Watched.look
+
+    def noted(watched: Watched) -> Status:
+        seen.append(look(watched))
+        return seen[-1]
+
+    monkeypatch.setattr(Watched, "look", noted)
+    monkeypatch.setattr(status_command, "EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(status_command, "REST", 0)
+    return seen
+
+
+def test_a_watch_ends_with_what_is_complete(tmp_path: Path, command: Command, looks: list[Status]) -> None:
+    study = tiny(tmp_path).everything()
+    assert command(study.root, "--watch").code == 0
+    assert len(looks) == 1
+
+
+def test_a_watch_ends_with_a_run_that_failed(
+    study: MarkedStudy, command: Command, looks: list[Status]
+) -> None:
+    write_json(study.root / "failures.json", {"sft/plain/seed0": "NaN loss"})
+    assert command(study.root, "--watch").code == 1
+    assert len(looks) == 1
+
+
+@pytest.mark.timeout(60)
+def test_a_watch_waits_for_a_run_to_start_and_ends_where_it_is_killed(
+    study: MarkedStudy, command: Command, looks: list[Status]
+) -> None:
+    def run_and_die() -> None:
+        while len(looks) < 3:
+            time.sleep(0.01)
+        job = subprocess.Popen([sys.executable, "-c", HOLDS, study.storage])
+        while looks[-1].holder is None and job.poll() is None:
+            time.sleep(0.01)
+        job.kill()
+        job.wait()
+
+    job = threading.Thread(target=run_and_die)
+    job.start()
+    code, out, _ = command(study.root, "--watch")
+    job.join()
+    assert code == 0 and "no process that this machine sees works on it" in out
+    held = [status.holder is not None for status in looks]
+    assert held[:3] == [False] * 3 and held[-2:] == [True, False]
 
 
 # --- by which settings
