@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -12,13 +13,17 @@ from rlheals_ray.config import InputError
 
 EXIT_CODES = "Exit codes: 0 done, 1 a unit failed, 2 wrong input, 130/143 interrupted (run again to resume)."
 INTERRUPTED, TERMINATED = 130, 143
+DISK = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
+)
+"""What a disk fails with, rather than the program."""
 
 
 def guarded(job: str, work: Callable[[], int]) -> int:
     """The exit code of `work`, which is that of `jobs/<job>.py`.
 
-    2 where it raises InputError: the input is wrong, nothing was written; 130 / 143: interrupted, the same
-    command resumes. The process then ends at once.
+    2 where it raises InputError: the input is wrong, nothing was written; 1 where the disk fails outside of any unit;
+    130 / 143: interrupted, the same command resumes. The process then ends at once.
     """
     signal.signal(signal.SIGTERM, _terminate)
     if (here := os.getcwd()) not in sys.path:
@@ -29,6 +34,11 @@ def guarded(job: str, work: Callable[[], int]) -> int:
     except InputError as error:
         print(f"{job}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        print(f"{job}: {error}; mend that, and the same command resumes.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         _leave(f"{job}: interrupted; the same command resumes.", INTERRUPTED)
     except _Terminated:

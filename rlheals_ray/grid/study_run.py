@@ -66,7 +66,7 @@ def run_study(study: Study, job: str = "grid", address: str | None = None) -> in
             session.close()
         _run(session, tables_stage)
         _run(session, export_stage)  # before the report, which names it
-        files.add_timings(session.timings.seconds)  # before the report, which shows them
+        _record_timings(session)  # before the report, which shows them
         _run(session, report_stage)
         if job == "grid":
             _run(session, retention_stage)
@@ -98,14 +98,28 @@ def _run(session: Session, stage: Callable[[Session], None]) -> bool:
     return True
 
 
+def _record_timings(session: Session) -> None:
+    try:
+        session.files.add_timings(session.timings.seconds)
+    except OSError:
+        session.fail("timings", traceback.format_exc())
+
+
 def _log_failures(session: Session) -> dict[str, Path]:
-    """Write failures.json and each failure's log; returns the logs by unit."""
+    """Write failures.json and each failure's log; returns the logs by unit.
+
+    Where the disk takes no more, what failed is still told in the terminal.
+    """
     logs = {}
-    for unit, cause in session.failures.items():
-        logs[unit] = session.files.root / "logs" / f"{unit.replace('/', '_')}.log"
-        write_text(logs[unit], cause)
-    causes = {unit: _last_line(cause) for unit, cause in session.failures.items()}
-    write_json(session.files.root / "failures.json", causes)
+    try:
+        for unit, cause in session.failures.items():
+            path = session.files.root / "logs" / f"{unit.replace('/', '_')}.log"
+            write_text(path, cause)
+            logs[unit] = path
+        causes = {unit: _last_line(cause) for unit, cause in session.failures.items()}
+        write_json(session.files.root / "failures.json", causes)
+    except OSError:
+        session.fail("logs", traceback.format_exc())
     return logs
 
 
@@ -141,7 +155,7 @@ def _summary(session: Session, logs: Mapping[str, Path]) -> None:
            [(stage, f"{seconds:.1f}") for stage, seconds in session.timings.seconds.items()])  # fmt: skip
     for unit, cause in session.failures.items():
         console.print(
-            f"[red]failed[/red] {unit}: {_last_line(cause)} (log: {logs[unit]})",
+            f"[red]failed[/red] {unit}: {_last_line(cause)} (log: {logs.get(unit, 'none')})",
             highlight=False,
             soft_wrap=True,
         )
