@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import threading
 from typing import Any
+from urllib.parse import urlsplit
 
 from rlheals_ray.config import InputError
 
@@ -20,6 +22,9 @@ WORKER_ENVIRONMENT = {
 }
 SLOTS_PER_CORE = 4
 """Processes that may share one core of a local machine: stages alternate, so most of them wait."""
+
+
+KNOCK_SECONDS = 20.0
 
 
 def local_slots() -> int:
@@ -71,8 +76,9 @@ def connect(address: str | None = None) -> None:
     }
     if cluster := named_cluster(address):
         try:
+            _knock(cluster)
             ray.init(address=cluster, **common)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             cause = " ".join(str(error).split())
             raise InputError(
                 f"--address (got {cluster!r}): no Ray cluster answers there ({cause}); "
@@ -88,6 +94,13 @@ def connect(address: str | None = None) -> None:
             raise
         ray.shutdown()
         _start(common)
+
+
+def _knock(cluster: str) -> None:
+    """Raises OSError where nothing listens at HOST:PORT: Ray would try for minutes."""
+    parts = urlsplit(cluster if "://" in cluster else f"//{cluster}")
+    if parts.hostname and parts.port:  # not "auto" or "local"
+        socket.create_connection((parts.hostname, parts.port), KNOCK_SECONDS).close()
 
 
 def _start(common: dict[str, Any]) -> None:

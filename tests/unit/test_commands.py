@@ -24,6 +24,7 @@ from rlheals_ray.grid.resources import local_gpus, resources_of
 from rlheals_ray.models.chat import ChatFormat
 from rlheals_ray.models.nano import architecture, tokenizer
 from rlheals_ray.tasks import get_task
+from tests.local_cluster import free_port
 
 JOBS = Path(__file__).parents[2] / "jobs"
 
@@ -199,6 +200,17 @@ def test_gpu_to_gpu_weights_need_a_gpu(
     code, _, err = grid("tiny", "rollout.weight_sync=nccl", *plan)
     assert code == 2 and is_one_paragraph(err)
     assert "rollout.weight_sync (got 'nccl')" in err and "use auto or object_store" in err
+    assert not storage.exists()
+
+
+@pytest.mark.parametrize("plan", [(), ("--plan",)], ids=["run", "plan"])
+def test_a_cluster_that_does_not_answer_is_told(
+    grid: Run, storage: Path, plan: tuple[str, ...]
+) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    code, _, err = grid("tiny", "--address", address, *plan)
+    assert code == 2 and is_one_paragraph(err)
+    assert f"--address (got {address!r}): no Ray cluster answers there" in err
     assert not storage.exists()
 
 
