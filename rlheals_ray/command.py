@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -26,6 +27,7 @@ def guarded(job: str, work: Callable[[], int]) -> int:
     130 / 143: interrupted, the same command resumes. The process then ends at once.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    threading.excepthook = _tell_of_thread
     if (here := os.getcwd()) not in sys.path:
         # Where Ray's workers look too: a task of one's own is found here (see tasks.get_task).
         sys.path.insert(0, here)
@@ -51,6 +53,15 @@ def _leave(message: str, code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _tell_of_thread(ended: threading.ExceptHookArgs) -> None:
+    """A library's thread that the disk failed, such as TensorBoard's writer: in words, as all else that fails."""
+    error = ended.exc_value
+    if isinstance(error, OSError) and error.errno in DISK:
+        print(f"a thread ended: {error}", file=sys.stderr)
+    else:
+        threading.__excepthook__(ended)
 
 
 class _Terminated(BaseException):

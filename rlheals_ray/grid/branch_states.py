@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,10 +60,14 @@ def _note(files: StudyFiles, unit: Unit) -> Path:
 def note_failure(
     files: StudyFiles, unit: Unit, cause: str, update: int | None = None, compute: int | None = None
 ) -> None:
-    """Remember why a trunk or branch failed (without secrets), its last update and what it had spent, where known."""
+    """Remember why a trunk or branch failed (without secrets), its last update and what it had spent, where known.
+
+    A disk that takes no more loses the note alone: the cause is told by whoever calls.
+    """
     kept = without_secrets(cause)
     record = {"fingerprint": unit.fingerprint, "cause": kept, "update": update, "compute": compute}
-    write_json(_note(files, unit), record)
+    with suppress(OSError):
+        write_json(_note(files, unit), record)
 
 
 def forget_failure(files: StudyFiles, unit: Unit) -> None:

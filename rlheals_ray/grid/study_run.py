@@ -159,7 +159,8 @@ def _summary(session: Session, logs: Mapping[str, Path]) -> None:
             highlight=False,
             soft_wrap=True,
         )
-    console.print(f"report: {session.files.root / 'report.html'}", highlight=False, soft_wrap=True)
+    if "report" not in session.failures:
+        console.print(f"report: {session.files.root / 'report.html'}", highlight=False, soft_wrap=True)
 
 
 def _print(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

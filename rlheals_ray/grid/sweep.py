@@ -49,8 +49,9 @@ def sweep(
 
     tell_restarts: called now and then, to tell which processes were lost and begun again.
     """
-    # Tune writes a warning per trial about metrics that we do not use for scheduling.
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    # Tune warns, a trial at a time, about metrics that we do not use for scheduling, and prints the traceback of each
+    # that failed: the study tells that at its end, with its log.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # Tune's own handler would turn Ctrl-C into a normal end, and the study would go on without the branches.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"

@@ -204,9 +204,7 @@ def test_gpu_to_gpu_weights_need_a_gpu(
 
 
 @pytest.mark.parametrize("plan", [(), ("--plan",)], ids=["run", "plan"])
-def test_a_cluster_that_does_not_answer_is_told(
-    grid: Run, storage: Path, plan: tuple[str, ...]
-) -> None:
+def test_a_cluster_that_does_not_answer_is_told(grid: Run, storage: Path, plan: tuple[str, ...]) -> None:
     address = f"127.0.0.1:{free_port()}"
     code, _, err = grid("tiny", "--address", address, *plan)
     assert code == 2 and is_one_paragraph(err)
