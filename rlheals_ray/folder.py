@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -30,6 +31,8 @@ _OBJECT_STORES = frozenset({"s3", "gcs", "abfs"})
 _LARGEST_COPY = 5 * 10**9
 """Bytes that S3 copies on its own side in one request; larger objects pass through this process."""
 _CHUNK = 4 << 20
+_DISCARD_SECONDS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
+"""Before each try to remove a file that is half-written."""
 
 
 Attempt = Callable[[Callable[[], Any]], Any]
@@ -206,8 +209,16 @@ class Folder:
             if target == temporary:
                 self._filesystem.move(self._path(temporary), self._path(relative))
         except BaseException:
-            self.remove(target)
+            self._discard(target)
             raise
+
+    def _discard(self, name: str) -> None:
+        """Remove what was left half-written; a filesystem that failed once may well fail again."""
+        for after in _DISCARD_SECONDS:
+            time.sleep(after)
+            with suppress(Exception):
+                self.remove(name)
+                return
 
     def copy(self, name: str, to: Folder, link: bool = False) -> None:
         """Copy a file into another folder under the same name, whole or not at all.

@@ -145,10 +145,7 @@ class Mirror:
             for path, listed in found.items()
         }
         self._claim()
-        self._tidy(every)
-
-    def _tidy(self, every: Iterable[str]) -> None:
-        """Remove what uploads left half-written that were killed, or failed and could not clean up after them."""
+        # What killed uploads left half-written.
         self._each(self._remove, (path for path in every if ".tmp-" in path and not is_mirrored(path)))
 
     def _remove(self, path: str) -> None:
@@ -227,8 +224,6 @@ class Mirror:
         held = self._aside / "held"
         try:
             self._carry(hold(self.root, held, self._there), held)
-            if ended:
-                self._tidy(self.remote.listing(hidden=True, attempt=self._try))
         finally:
             shutil.rmtree(self._aside, ignore_errors=True)
             self._keep()

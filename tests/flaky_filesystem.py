@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 from pathlib import Path
 from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
 _OPERATIONS = ("ls", "info", "mkdir", "makedirs", "mv", "rm", "cp_file", "_open")
+
+
+class _Request(threading.local):
+    under_way = False
+
+
+_request = _Request()
 
 
 class FlakyFileSystem(LocalFileSystem):
@@ -31,9 +39,15 @@ class FlakyFileSystem(LocalFileSystem):
 
 def _failing(name: str, work: Any) -> Any:
     def perhaps(*arguments: Any, **options: Any) -> Any:
+        if _request.under_way:  # a listing is one request, however many files it tells of
+            return work(*arguments, **options)
         if random.random() < float(os.environ.get("FLAKY_FAILS", "0")):
             raise OSError(f"503 Slow Down ({name})")
-        return work(*arguments, **options)
+        _request.under_way = True
+        try:
+            return work(*arguments, **options)
+        finally:
+            _request.under_way = False
 
     return perhaps
 
