@@ -45,7 +45,7 @@ from rlheals_ray.tasks.splits import check_count, check_split, in_share, in_turn
 from rlheals_ray.tasks.task import Problem, Rule, Split, Verdict
 
 # Raise it whenever problems, prompts, demonstrations or verdicts change for the same options.
-_CODE_VERSION = 2
+_CODE_VERSION = 3
 
 FEWEST = 100
 """Options that leave a split with fewer distinct problems are refused; of a file, those that leave one with none."""

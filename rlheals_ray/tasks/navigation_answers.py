@@ -23,7 +23,7 @@ _ITEM = re.compile(f"\\s*+ (?: {_STRING} | {_BARE} ) \\s*+ ,?+ \\s*+", re.VERBOS
 _PIECE = re.compile(rf"""[^\[\]"']++ | {_STRING} | [\[\]]""", re.VERBOSE | re.DOTALL)
 _END = re.compile(r"\s*+,?+\s*+")
 _CALL = re.compile(
-    r"""turn_direction\(\s*+["']?+(?!(?:forward|stop)\b)([a-z][a-z ]*?)["']?\s*+\)|(forward|stop)\(\)"""
+    r"""turn_direction\(\s*+(["']?+)(?!(?:forward|stop)\b)([a-z][a-z ]*?)\1\s*+\)|(forward|stop)\(\)"""
 )
 
 
@@ -129,4 +129,4 @@ def _written(match: re.Match[str]) -> str:
 
 def _plain(written: str) -> str:
     call = _CALL.fullmatch(written.strip())
-    return " ".join(((call[1] or call[2]) if call else written).split())
+    return " ".join(((call[2] or call[3]) if call else written).split())

@@ -108,6 +108,17 @@ def test_a_call_without_quotes_is_one_action_under_either_rule() -> None:
         assert TASK.judge(posed(rule), bare).solved
 
 
+@pytest.mark.parametrize("inside", ["left'", "'left", "'left\"", "''left''", "left''"])
+def test_quotes_within_a_call_are_a_pair_or_not_there(inside: str) -> None:
+    """One alone was once passed over, so that a damaged demonstration solved."""
+
+    def read(inside: str) -> object:
+        return find_actions(json.dumps({"actions": [f"turn_direction({inside})", "stop()"]}))
+
+    assert read("'left'") == read("left") == ("left", "stop")
+    assert read(inside) != ("left", "stop")
+
+
 @given(first=items, last=items)
 def test_the_last_list_counts(first: list[str], last: list[str]) -> None:
     assert find_actions(f"{Paper().answer(first)}\nor\n{Paper().answer(last)} done") == tuple(last)
