@@ -23,7 +23,7 @@ _ITEM = re.compile(f"\\s*+ (?: {_STRING} | {_BARE} ) \\s*+ ,?+ \\s*+", re.VERBOS
 _PIECE = re.compile(rf"""[^\[\]"']++ | {_STRING} | [\[\]]""", re.VERBOSE | re.DOTALL)
 _END = re.compile(r"\s*+,?+\s*+")
 _CALL = re.compile(
-    r"""turn_direction\(\s*+(["']?+)(?!(?:forward|stop)\b)([a-z][a-z ]*?)\1\s*+\)|(forward|stop)\(\)"""
+    r"""turn_direction\(\s*+(["']?+)(?!(?:forward|stop)\b)([a-z][a-z ]*?)\1\s*+\)|(forward|stop)\(\s*+\)"""
 )
 
 
