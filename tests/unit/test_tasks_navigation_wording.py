@@ -92,7 +92,8 @@ def test_actions_are_read_back_whatever_their_spelling(items: list[str], before:
     paper = Paper().answer(items)
     for text in (
         paper, Compact().answer(items), paper.replace('"', "'"), paper.replace("()", ""),
-        paper.replace("]}", ",]}") if items else paper, paper.replace("()", "( )"), json.dumps(json.loads(paper), indent=2),
+        paper.replace("]}", ",]}") if items else paper, paper.replace("()", "( )"),
+        json.dumps(json.loads(paper), indent=2),
         paper.replace("{", '{"current observation": "[x], y", "n": 1, '),
         re.sub(r'"([a-z_]+\([a-z ]*\))"', r"\1", paper), re.sub(r"\(([a-z ]+)\)", r"( '\1' )", paper),
         re.sub(r'"turn_direction\(([a-z ]+)\)"', r'turn_direction("\1")', paper),
