@@ -72,6 +72,7 @@ def check_task(
     sample = Drawing(task, twin, findings).check().sample
     texts = check_texts(task, twin, sample, findings)
     check_prompts(findings, texts.prompts, texts.demonstrations)
+    findings.begin_anew()  # slow draws leave the judge its time
     Judging(task, twin, findings, texts, oracle).check(sample)
     if is_turnwise(task):
         check_turns(task, twin, sample, texts, findings)

@@ -108,7 +108,7 @@ class Effort:
     most: int = 2000
     """A list of problems is drawn whole where it is no longer."""
     seconds: float = float("inf")
-    """After this long no further problem or answer is begun."""
+    """After this long of drawing no further problem is begun, and after as long again of judging no further answer."""
     judge_seconds: float = JUDGE_SECONDS
     """The longest that a judge may take over any text."""
     hung_seconds: float = 20.0
@@ -132,6 +132,10 @@ class Findings:
         self.result = Conformance()
         self.effort = effort
         self._doing = doing
+        self._start = time.monotonic()
+
+    def begin_anew(self) -> None:
+        """Count the seconds from now on."""
         self._start = time.monotonic()
 
     @property
