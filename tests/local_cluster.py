@@ -15,9 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -34,6 +35,15 @@ ENVIRONMENT = {
     "RAY_FAKE_CLUSTER": "1",
     "AUTOSCALER_UPDATE_INTERVAL_S": "1",
 }
+FAKE_HEAD = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
+"""What the fake provider takes for the head."""
+AUTOSCALER = {
+    # The one that `ray up` and KubeRay start. The one before it knows nothing of labels.
+    "RAY_enable_autoscaler_v2": "1",
+    "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD,
+    "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD,
+}
+"""Of the head's environment, where it has an autoscaler."""
 
 
 class _TimedOut(RuntimeError):
@@ -71,6 +81,7 @@ class LocalCluster:
             f"--temp-dir={self._directory}", "--include-dashboard=false",
             f"--ray-client-server-port={free_port()}",
             *(self._autoscaling(node_types) if node_types else ()),
+            variables=AUTOSCALER if node_types else {},
         )  # fmt: skip
         self.nodes: list[subprocess.Popen[bytes]] = []
         self.role: dict[subprocess.Popen[bytes], str] = {}
@@ -95,7 +106,9 @@ class LocalCluster:
         config = {
             "cluster_name": "fake",
             "provider": {
-                "type": "fake_multinode",
+                # By its class: of what it calls fake_multinode, Ray's wheel lacks the file of defaults.
+                "type": "external",
+                "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
                 "gcs_address": self.address,
                 # Nodes are ready when they are there: no SSH, and no addresses of their own to listen for.
                 "disable_node_updaters": True,
@@ -103,6 +116,8 @@ class LocalCluster:
                 "worker_liveness_check": False,
                 # All nodes have this machine's address; only their ids tell them apart.
                 "use_node_id_as_ip": True,
+                "launch_multiple": True,
+                "head_node_id": FAKE_HEAD,
             },
             "available_node_types": {"ray.head.default": head}
             | {name: {"node_config": {}, "min_workers": 0, **each} for name, each in node_types.items()},
@@ -141,14 +156,16 @@ class LocalCluster:
                         found.append(process)
         return found
 
-    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def _start(
+        self, *arguments: str, variables: Mapping[str, str] = MappingProxyType({})
+    ) -> subprocess.Popen[bytes]:
         """Start a node, again where Ray gave up: it gives a node thirty seconds, however busy the machine."""
         for _ in range(5):
             with suppress(_TimedOut):
-                return self._start_once(*arguments)
+                return self._start_once(arguments, variables)
         raise RuntimeError("a node of Ray timed out in five starts")
 
-    def _start_once(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def _start_once(self, arguments: Sequence[str], variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
         self._started += 1
         log = self._directory / f"node-{self._started}.log"
         node = subprocess.Popen(
@@ -157,7 +174,7 @@ class LocalCluster:
                 "--disable-usage-stats", f"--object-store-memory={150 << 20}",
                 f"--dashboard-agent-listen-port={free_port()}", *arguments,
             ],
-            env={**os.environ, **self._variables}, stdout=log.open("wb"), stderr=subprocess.STDOUT,
+            env={**os.environ, **self._variables, **variables}, stdout=log.open("wb"), stderr=subprocess.STDOUT,
         )  # fmt: skip
         # One after the other: of two that start at one address at a time, Ray loses one.
         while "Ray runtime started" not in log.read_text():

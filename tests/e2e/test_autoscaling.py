@@ -80,7 +80,9 @@ def test_the_cluster_grows_for_a_study_which_runs_where_it_should_and_then_shrin
     assert job.returncode == 0, output
     run = Run(tmp_path / "tiny", job.returncode, output)
     assert run.table("boundary").num_rows > 0 and (run.root / "report.html").exists()
-    assert most == 3, "the head, one node for learner and tasks, one for the generator"
+    assert most in (3, 4), (
+        "the head, one node for learner and tasks, one for the generator; one more where tasks queue"
+    )
     assert {(title, role) for title, role in seen if role != HOMES[title]} == set()
     assert {title for title, _ in seen} == set(HOMES)
     deadline = time.monotonic() + 90
