@@ -30,7 +30,7 @@ RESOURCES = [
     "resources.learner.labels={role: learner}", "resources.generator.labels={role: generator}",
     "resources.tasks.labels={role: learner}",
 ]  # fmt: skip
-HOMES = {"ray::Generator": "generator", "ray::RayTrainWorker": "learner", "ray::_score_losses": "learner"}
+HOMES = {"ray::Generator": "generator", "ray::RayTrainWorker": "learner", "ray::losses": "learner"}
 """Whose processes are looked for, and where they must be."""
 
 
