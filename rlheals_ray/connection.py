@@ -22,9 +22,8 @@ WORKER_ENVIRONMENT = {
 }
 SLOTS_PER_CORE = 4
 """Processes that may share one core of a local machine: stages alternate, so most of them wait."""
-
-
 KNOCK_SECONDS = 20.0
+"""In which a named cluster accepts a connection, or is told not to answer."""
 
 
 def local_slots() -> int:

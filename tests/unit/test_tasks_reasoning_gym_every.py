@@ -1,7 +1,6 @@
 """Every dataset of reasoning-gym that is not refused, in its default configuration (`pytest -m slow`)."""
 
 import time
-from importlib import import_module
 
 import pytest
 
@@ -36,12 +35,6 @@ DATASETS = [
 
 # Item times of seconds: a few will do.
 FEW = {"sokoban": 1, "futoshiki": 2, "knight_swap": 2, "zebra_puzzles": 3, "puzzle24": 4, "sudoku": 4}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def imported() -> None:
-    """The package: a check of a configuration has ten seconds, its import among them."""
-    import_module("reasoning_gym")
 
 
 def hostile(answer: str, most: int) -> list[str]:
@@ -88,10 +81,9 @@ def test_every_dataset_has_problems_that_its_demonstrations_solve_and_its_judge_
         assert one.prompt(problem).startswith(item.question.rstrip())
         assert one.judge(problem, one.demonstration(problem)) == Verdict(5.0, True, True, "")
         for text in hostile(item.answer, MAX_EXTRA + 4 * len(item.answer)) if number < 3 else []:
-            verdict, seconds = None, []
-            while not seconds or (
-                seconds[-1] >= 0.05 and len(seconds) < 3
-            ):  # Python may collect garbage meanwhile
+            seconds: list[float] = []
+            # Tried again where it is slow: Python may have collected garbage meanwhile.
+            while not seconds or (seconds[-1] >= 0.05 and len(seconds) < 3):
                 began = time.thread_time()
                 verdict = one.judge(problem, f"<answer>{text}</answer>")
                 seconds.append(time.thread_time() - began)
