@@ -1,5 +1,7 @@
 """Twenty kill -9 at random moments, each of a random process of a study under way; all studies end complete and exact.
 
+A study is hit four times and then left alone: one that is hit for as long as it lives never gets to its late stages.
+
 Every process of the job may be hit: driver, Ray's own (GCS, raylet, agents), learner, generator, pool, queue, trial,
 tasks. The moments and victims are drawn afresh in every run and printed as the table of docs/reliability.md.
 """
@@ -22,7 +24,7 @@ from tests.same_tables import assert_same_study, markers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
-KILLS = 20
+KILLS, OF_A_STUDY = 20, 4
 PATIENCE = 300.0
 """Seconds in which a study must get on: finish another unit, or end."""
 LONGEST = 40.0
@@ -125,12 +127,12 @@ def test_twenty_kills_of_random_processes_at_random_moments(whole: Run, tmp_path
             target.parent.mkdir(parents=True, exist_ok=True)
             source = whole.root / part
             shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
-        code = None
+        code, last = None, min(len(kills) + OF_A_STUDY, KILLS)
         while code != 0:
             if not study.running():
-                assert study.starts <= KILLS + 2, (study.storage / "log").read_text()[-3000:]
+                assert study.starts <= OF_A_STUDY + 2, (study.storage / "log").read_text()[-3000:]
                 study.start()
-            if len(kills) < KILLS:
+            if len(kills) < last:
                 study.wait(random.uniform(0, LONGEST))
                 if study.running() and (kill := study.kill_one(len(kills) + 1)):
                     kills.append(kill)
