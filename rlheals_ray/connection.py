@@ -19,6 +19,8 @@ WORKER_ENVIRONMENT = {
     "DS_ACCELERATOR": "cpu",
     # Who reserves no GPU sees none: otherwise Ray leaves all of them visible, and the first is taken by everybody.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    # A trial stays where the job began: a task of one's own may read files by relative paths.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 SLOTS_PER_CORE = 4
 """Processes that may share one core of a local machine: stages alternate, so most of them wait."""

