@@ -57,6 +57,16 @@ def formula(before: dict[str, np.ndarray], after: dict[str, np.ndarray], k: int)
     return total
 
 
+def test_autocast_does_not_round_it(model: PreTrainedModel) -> None:
+    """In bfloat16 the block's own rounding would be hundreds of times a movement of this size."""
+    anchors = {name: numpy_anchor(p, K) for name, p in held(model).items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        assert total_penalty(model, anchors).item() < 1e-8
+        moved(model)
+        within = total_penalty(model, anchors)
+    assert within.item() == total_penalty(model, anchors).item()
+
+
 def test_value_and_gradient_are_those_of_the_formula(model: PreTrainedModel) -> None:
     """The gradient by torch's autograd of the formula as it is written, in float64."""
     anchors = {name: numpy_anchor(p, K) for name, p in held(model).items()}
@@ -159,10 +169,10 @@ def test_the_factors_of_spectra_are_the_anchors_that_are_read(
     assert (files.root / ANCHORS).stat().st_mtime_ns == written, "it was there"
     context = RecipeContext(study, files, directory, None, 0, 1, 0, 0, 1)  # type: ignore[arg-type]
     recipe = Rotation(context)
-    assert set(recipe.anchors) == set(held(model))
     before = moved(model)
     after = {name: p.detach().double().numpy() for name, p in held(model).items()}
     value = recipe.penalty(model)
     assert value is not None
+    assert set(recipe.anchors) == set(held(model))
     assert value.item() == pytest.approx(3 * formula(before, after, K), rel=1e-4)
     assert anchor_factors.ANCHORS == ANCHORS

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -39,21 +38,28 @@ class Anchor:
         Of a DTensor each worker multiplies the rows that it holds; what crosses is k × k numbers. The gradient
         goes to its own rows and is that of the whole penalty, not to be averaged.
         """
+        # Autocast would multiply in bfloat16: near diag(S) its steps are wider than what training moves.
+        with torch.autocast(weight.device.type, enabled=False):
+            return self._in_float32(weight)
+
+    def _in_float32(self, weight: torch.Tensor) -> torch.Tensor:
         from torch.distributed.tensor import DTensor
 
-        U, V = self.U.to(weight.device), self.V.to(weight.device)
         if isinstance(weight, DTensor):
             local, rows = weight.to_local(), _rows(weight)
-            block = U[rows].mT @ local.float() @ V
+            block = self.U[rows].mT @ local.float() @ self.V
             whole = block.detach().clone()
             dist.all_reduce(whole, group=weight.device_mesh.get_group())
         else:
-            block = U.mT @ weight.float() @ V
+            block = self.U.mT @ weight.float() @ self.V
             whole = block.detach()
-        moved = whole - torch.diag(self.S.to(weight.device))
+        moved = whole - torch.diag(self.S)
         # The value of the whole, and the gradient of this worker's part: no gradient crosses the all-reduce.
         slope = 2 * (moved * block).sum()
         return moved.square().sum() + (slope - slope.detach())
+
+    def to(self, device: torch.device) -> Anchor:
+        return Anchor(self.U.to(device), self.S.to(device), self.V.to(device))
 
 
 def _rows(weight: torch.Tensor) -> slice:
@@ -83,11 +89,14 @@ class Rotation(Plain):
         self._weight = context.study.sft.rotation.weight
         self._path = context.files.root / ANCHORS
 
-    @cached_property
-    def anchors(self) -> Mapping[str, Anchor]:
-        return read_anchors(self._path)
+        self.anchors: Mapping[str, Anchor] = {}
+        """Of the matrices, each where its matrix is; from the first penalty on."""
 
     def penalty(self, model: nn.Module) -> torch.Tensor | None:
+        if not self.anchors:  # once: at every pass the copies would take longer than the products
+            parameters = dict(model.named_parameters())
+            read = read_anchors(self._path)
+            self.anchors = {name: anchor.to(parameters[name].device) for name, anchor in read.items()}
         return self._weight * total_penalty(model, self.anchors)
 
 
