@@ -101,18 +101,24 @@ class StudyUnits:
                 "given": {step: directory_content(given[step]) for step in sorted(given)}
             }
         else:
-            how = {"sft": settings.model_dump(exclude=SFT_HOW), "recipe": trunk.recipe}
-            if trunk.recipe in ("lora", "flow", "rotation"):
-                how["settings"] = getattr(settings, trunk.recipe).model_dump()
-            if settings.data is not None:
-                fields = settings.data.model_dump(exclude={"path"})
-                how["data"] = (fields, directory_content(settings.data.path))
+            how = self._training(trunk)
         return Unit(
             trunk.name,
             fingerprint(
                 code=CODE["sft"], seed=trunk.seed, task=self.task, parent=self.base.fingerprint, **how
             ),
         )
+
+    def _training(self, trunk: Trunk) -> dict[str, object]:
+        """What SFT itself is done with."""
+        settings = self.study.sft
+        how: dict[str, object] = {"sft": settings.model_dump(exclude=SFT_HOW), "recipe": trunk.recipe}
+        if trunk.recipe in ("lora", "flow", "rotation"):
+            how["settings"] = getattr(settings, trunk.recipe).model_dump()
+        if settings.data is not None:
+            fields = settings.data.model_dump(exclude={"path"})
+            how["data"] = (fields, directory_content(settings.data.path))
+        return how
 
     def losses(self, trunk: Trunk) -> Unit:
         return Unit(
@@ -138,10 +144,15 @@ class StudyUnits:
 
     def _control(self, control: Branch) -> Unit:
         beside = Branch(control.trunk, control.sft_step, self.study.rl.algorithm)
+        # Else the trunk's own fingerprint has it.
+        taken_over = self.study.sft.checkpoints is not None
         return Unit(
             control.name,
             fingerprint(
-                code=CODE["control"], algorithm=control.algorithm, parent=self.branch(beside).fingerprint
+                code=CODE["control"],
+                algorithm=control.algorithm,
+                parent=self.branch(beside).fingerprint,
+                **(self._training(control.trunk) if taken_over else {}),
             ),
         )
 

@@ -225,6 +225,20 @@ def test_a_control_is_done_again_with_its_branch_and_alone_when_it_is_added() ->
     assert {kind_of(name) for name in NANO.keys() - without.keys()} == {"control", "probe/control"}
 
 
+def test_the_controls_of_a_trunk_taken_over_depend_on_the_sft_that_they_are(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    given = [f"sft.checkpoints={{30: {tmp_path}}}", "rl.from_steps=[30]", "edits=[]"]
+    before = all_units(*given)
+    for change in ("sft.learning_rate=1e-6", "sft.recipe=lora"):
+        after = all_units(*given, change)
+        assert {kind_of(name) for name in before if before[name] != after.get(name)} >= {
+            "control",
+            "probe/control",
+        }
+    after = all_units(*given, "sft.learning_rate=1e-6")
+    assert {kind_of(name) for name in before if before[name] != after[name]} == {"control", "probe/control"}
+
+
 def test_a_task_of_one_s_own_is_another_one_when_its_code_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
