@@ -6,6 +6,7 @@ Restarted, it resumes from its newest complete state, with optimiser, schedule, 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,9 +99,22 @@ def train_run(study: Study, files: StudyFiles, run: SFTRun, examples: Examples, 
             ),
         )
         trainer = _trainer(study, files, run, examples, report, recipe, resume, rank, workers)
-        trainer.train(resume_from_checkpoint=resume.directory)
     except (InputError, TooLong) as error:
         raise Hopeless(str(error)) from error
+    try:
+        trainer.train(resume_from_checkpoint=resume.directory)
+        return _log(trainer, context.get_experiment_name(), is_main=rank == 0)
+    except (InputError, TooLong) as error:
+        raise Hopeless(str(error)) from error
+    finally:
+        # The trainer and its callbacks refer to each other: a worker that goes on to its next item must not hold two
+        # models until the collector happens to run.
+        trainer.accelerator.free_memory()
+        del trainer, recipe
+        gc.collect()
+
+
+def _log(trainer: StreamTrainer, train_run: str, is_main: bool) -> RunLog:
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     updates = [
         {
@@ -117,8 +131,8 @@ def train_run(study: Study, files: StudyFiles, run: SFTRun, examples: Examples, 
         updates,
         wrapped_name(trainer.model_wrapped),
         held_bytes(trainer.model_wrapped),
-        context.get_experiment_name(),
-        is_main=rank == 0,
+        train_run,
+        is_main,
     )
 
 
