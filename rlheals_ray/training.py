@@ -91,11 +91,12 @@ class Training:
                 return
 
     def _news(self, key: str, seen: int) -> tuple[list[Mapping[str, Any]], bool, str | None]:
-        news = self.queue.follow.remote(key, seen)
-        # A group that ended while its work is open will never answer: surface why instead of waiting.
-        ended, _ = ray.wait([news, *self.groups], num_returns=1)
-        if news not in ended:
-            ray.get(ended)
+        news, left = self.queue.follow.remote(key, seen), list(self.groups)
+        while news not in (ended := ray.wait([news, *left], num_returns=1)[0]):
+            # A group that ended does no more: the others have its item. Where none is left, why they ended.
+            left = [group for group in left if group not in ended]
+            if not left:
+                ray.get(ended)
         result: tuple[list[Mapping[str, Any]], bool, str | None] = ray.get(news)
         return result
 
@@ -151,6 +152,7 @@ def _run_group(
         except TrainingFailedError:
             # Ray Train counts failures over the whole life of a run, the weeks of a study included.
             if ray.get(queue.taken.remote(name)) == before:
+                ray.get(queue.lose.remote(name, traceback.format_exc()))
                 raise
 
 

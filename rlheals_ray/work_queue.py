@@ -72,6 +72,7 @@ class WorkQueue:
         self._node: dict[str, str] = {}
         self._taken: Counter[str] = Counter()
         self._restarts: list[Restart] = []
+        self._lost: set[str] = set()
         self._arrived = asyncio.Condition()
         self._closed = False
 
@@ -94,9 +95,9 @@ class WorkQueue:
             self._arrived.notify_all()
 
     async def host(self, group: str) -> str | None:
-        """The node that holds the group's first worker, once that is up; None when the queue is closed."""
+        """The node that holds the group's first worker, once that is up; None when it never will be."""
         async with self._arrived:
-            await self._arrived.wait_for(lambda: group in self._node or self._closed)
+            await self._arrived.wait_for(lambda: group in self._node or group in self._lost or self._closed)
         return self._node.get(group)
 
     async def take(self, group: str, incarnation: str, node: str) -> Work | None:
@@ -132,6 +133,16 @@ class WorkQueue:
             key = self._waiting.popleft()
             self._at[group] = key
         return self._items[key].work
+
+    async def lose(self, group: str, cause: str) -> None:
+        """The group will never take anything again: what it was at is for the others, before all else."""
+        async with self._arrived:
+            self._lost.add(group)
+            key = self._at.pop(group, None)
+            if key is not None:
+                self._restarts.append(Restart(time.time(), key, cause))
+                self._waiting.appendleft(key)
+            self._arrived.notify_all()
 
     async def taken(self, group: str) -> int:
         """How often the group has asked for work."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from unittest.mock import ANY
 
 from rlheals_ray.work_queue import MAX_FAILURES, Restart, Work, WorkQueue
 
@@ -54,6 +55,24 @@ def test_the_node_of_a_group_is_that_of_its_present_workers() -> None:
         await queue.close()
         assert await again is None
         assert await queue.host("never started") is None
+
+    asyncio.run(main())
+
+
+def test_what_a_group_that_ended_for_good_was_at_is_the_next_thing_for_the_others() -> None:
+    async def main() -> None:
+        queue = WorkQueue()
+        for key in ("a", "b"):
+            await queue.submit(Work(key, WORK.function, {}))
+        await queue.take("g", "first", "node")
+        await queue.lose("g", "no workers could be started")
+        assert await queue.restarts() == [Restart(ANY, "a", "no workers could be started")]
+        taken = [await queue.take("h", "first", "node")]
+        await queue.finish("h")
+        taken.append(await queue.take("h", "first", "node"))
+        assert [work.key for work in taken if work] == ["a", "b"]
+        await queue.lose("never started", "no workers could be started")
+        assert await queue.host("never started") is None, "nobody waits for its node"
 
     asyncio.run(main())
 
