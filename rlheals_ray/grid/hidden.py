@@ -24,7 +24,7 @@ from rlheals_ray.grid.progress import StageProgress
 from rlheals_ray.grid.session import Session
 from rlheals_ray.grid.units import Probe
 from rlheals_ray.lineage import BASE, Trunk
-from rlheals_ray.need import Need
+from rlheals_ray.need import Need, Offer
 from rlheals_ray.storage import Unit, write_parquet
 from rlheals_ray.tasks import rules_of
 
@@ -156,11 +156,12 @@ def _resources(base: str, need: Need) -> dict[str, Any]:
     checkpoint = Checkpoint(base)
     parameters = sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names())
     memory = max(need.memory, FIXED_BYTES + BYTES_PER_PARAMETER * parameters)
-    largest = max(node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"])
+    offers = [Offer.of(node) for node in ray.nodes() if node["Alive"]]
+    largest = max((offer.memory for offer in offers if need.fits(offer)), default=0.0)
     if memory > largest:
         raise RuntimeError(
-            f"hidden states need {memory / 2**30:.1f} GiB for one checkpoint in float32, and the largest node offers "
-            f"{largest / 2**30:.1f} GiB; add a larger node, or set hidden=null"
+            f"hidden states need {memory / 2**30:.1f} GiB for one checkpoint in float32, and the largest node for tasks "
+            f"({need}) offers {largest / 2**30:.1f} GiB; add a larger node, or set hidden=null"
         )
     return need.options() | {"memory": memory}
 

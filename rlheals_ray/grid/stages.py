@@ -74,14 +74,14 @@ def sft_stage(session: Session) -> None:
     finish_losses(session, losses)
 
 
-def _prepare(session: Session, pending: Sequence[Trunk]) -> None:
-    """What trunks, and the controls after them, read that is made once: data, factors whose turning is penalised."""
+def _prepare(session: Session, trained: Sequence[Trunk]) -> None:
+    """What trunks and controls read that is made once: data, factors whose turning is penalised."""
     study, files = session.study, session.files
     if study.sft.data is not None:
         from rlheals_ray.sft.user_data import prepare
 
         prepare(study, files, session.task_slots, session.needs["tasks"])
-    if any(trunk.recipe == "rotation" for trunk in pending):
+    if any(trunk.recipe == "rotation" for trunk in trained):
         from rlheals_ray.spectra.anchor_factors import prepare as prepare_factors
 
         prepare_factors(study, files)
@@ -153,6 +153,9 @@ def rl_stage(session: Session) -> None:
             pending.append(branch)
     record_cells(study, units, files)  # also where nothing is left to do
     if pending:
+        # Caches: on another machine they may be gone though the trunks are done.
+        session.connect()
+        _prepare(session, [branch.trunk for branch in pending if branch.is_control])
         from rlheals_ray.grid.sweep import sweep  # loads ray.tune: only where there is something to sweep
 
         session.failures.update(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any
 
 from rlheals_ray import tables
@@ -22,6 +23,8 @@ from rlheals_ray.storage import StudyFiles, Unit
 from rlheals_ray.tasks import get_task
 from rlheals_ray.training import Report
 
+_AHEAD = 32
+"""Updates whose tokens are counted at a time: the user's data start a pipeline for every stream."""
 TRAIN = 6
 """FLOPs per parameter and token trained on: a forward and a backward pass."""
 
@@ -52,8 +55,9 @@ def tokens_of(examples: Examples, batch_size: int, first_position: int = 0) -> C
     def tokens(update: int) -> int:
         if update not in known:
             start = first_position + (update - 1) * batch_size
-            positions = range(start, start + batch_size)
-            known[update] = sum(len(example.input_ids) for example in examples.stream(positions))
+            stream = examples.stream(range(start, start + _AHEAD * batch_size))
+            for number in range(update, update + _AHEAD):
+                known[number] = sum(len(example.input_ids) for example in islice(stream, batch_size))
         return known[update]
 
     return tokens
