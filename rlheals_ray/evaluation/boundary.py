@@ -19,6 +19,7 @@ from rlheals_ray.evaluation.outcomes import first_attempts
 from rlheals_ray.evaluation.paired import Outcomes, difference, judge, mean_over
 from rlheals_ray.evaluation.peak import Mask, cluster_labels, ood_peak, split_halves
 from rlheals_ray.evaluation.statistics import Floats, cluster_bootstrap, percentile_interval, ratio_interval
+from rlheals_ray.lineage import BASE
 
 VERDICTS = {1: "heals", -1: "harms"}
 _NOISE = 1e-9  # differences of means below it are rounding, not effects
@@ -117,6 +118,11 @@ def cells_of(scores: pa.Table, rule: str, recipe: str, algorithm: str, stage: st
         for cell, branch in branches.items()
     }
     return trunks, {cell: branch for cell, branch in scored.items() if branch}
+
+
+def _own_steps(trunk: Mapping[int, str]) -> set[int]:
+    """Steps of the trunk's own checkpoints: the base that stands for step 0 is no place where SFT could be stopped."""
+    return {step for step, path in trunk.items() if path != BASE} or set(trunk)
 
 
 def _put(paths: dict[int, str], key: int, path: str) -> None:
@@ -230,9 +236,9 @@ class _Outcomes:
         }
 
     def _peak(self, seeds: tuple[int, ...]) -> int:
-        """The peak of the mean curve of `seeds`, over the SFT steps that all of them have."""
+        """The peak of the mean curve of `seeds`, over the SFT steps that all of them have; as grid/peaks.py has it."""
         if seeds not in self.peaks:
-            steps = set.intersection(*(set(self.trunks[seed]) for seed in seeds))
+            steps = set.intersection(*(_own_steps(self.trunks[seed]) for seed in seeds))
             curves = {step: self.solved[:, self._trunk(seeds, step)].mean(axis=1) for step in steps}
             self.peaks[seeds] = ood_peak(curves, self.select, self.report).step
         return self.peaks[seeds]

@@ -108,6 +108,12 @@ class Accuracies:
     def sft_steps(self, rule: str) -> list[int]:
         return sorted({key[2] for key in self._rows if key[0] == rule and key[3] == 0})
 
+    def own_steps(self, rule: str) -> list[int]:
+        """SFT steps that some trunk has a checkpoint of, the base not among them."""
+        return sorted(
+            {k[2] for k, row in self._rows.items() if k[0] == rule and not k[3] and row["stage"] == "sft"}
+        )
+
     def rl_steps(self, rule: str, sft_step: int) -> list[int]:
         """Budgets above 0 that were probed from this SFT step, ascending."""
         return sorted({key[3] for key in self._rows if key[0] == rule and key[2] == sft_step and key[3]})
@@ -202,7 +208,7 @@ def ood_peak(
     without, both come from the same scores, which flatters the value (`split` is False). `clusters`: problem
     id -> cluster, so that the halves are those that chose an edit's donor.
     """
-    steps = accuracies.sft_steps("ood")
+    steps = accuracies.own_steps("ood") or accuracies.sft_steps("ood")
     if not steps:
         return None
     curves = split_curves(episodes, clusters)

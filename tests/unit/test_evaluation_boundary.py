@@ -237,6 +237,13 @@ def test_step_0_is_the_base_that_all_seeds_share() -> None:
     assert [pick(rows, seed, 0)["healing"] for seed in (0, 1, None)] == [0.75, 0.5, 0.625]
 
 
+def test_the_base_in_place_of_a_step_0_is_no_peak_of_the_trunk() -> None:
+    own: dict[Point, int] = {(0, 4, -1): 2, (0, 60, -1): 1, (0, 60, 30): 2}
+    assert pick(rows_of(own, base=4), 0, 60)["forgetting"] == pick(rows_of(own), 0, 60)["forgetting"] == 0.25
+    with_zero = own | {(0, 0, -1): 4}
+    assert pick(rows_of(with_zero), 0, 60)["forgetting"] == 0.75
+
+
 def test_pooled_cells_are_over_the_seeds_that_have_them() -> None:
     rows = rows_of(TWO_SEEDS | {(0, 4, 30): 4, (1, 99, 30): 4})
     assert pick(rows, None, 4)["healing_seed_low"] is None
