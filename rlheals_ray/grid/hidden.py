@@ -160,8 +160,8 @@ def _resources(base: str, need: Need) -> dict[str, Any]:
     largest = max((offer.memory for offer in offers if need.fits(offer)), default=0.0)
     if memory > largest:
         raise RuntimeError(
-            f"hidden states need {memory / 2**30:.1f} GiB for one checkpoint in float32, and the largest node for tasks "
-            f"({need}) offers {largest / 2**30:.1f} GiB; add a larger node, or set hidden=null"
+            f"hidden states need {memory / 2**30:.1f} GiB for one checkpoint in float32, and the largest node for "
+            f"tasks ({need}) offers {largest / 2**30:.1f} GiB; add a larger node, or set hidden=null"
         )
     return need.options() | {"memory": memory}
 
