@@ -88,8 +88,11 @@ def test_local_paths_are_absolute_from_the_beginning_whichever_directory_a_proce
     monkeypatch.chdir(tmp_path)
     study = load_study(
         "tiny",
-        ["base.model=models/mine", "sft.data.path=../rows.parquet", "sft.checkpoints={4: 'runs/{seed}/a'}"],
-    )
+        [
+            "base.model=models/mine", "sft.data.path=../rows.parquet", "sft.checkpoints={4: 'runs/{seed}/a'}",
+            "rl.from_steps=[4]", "edits=[]",
+        ],
+    )  # fmt: skip
     assert study.base.model == str(tmp_path / "models/mine")
     assert study.sft.data is not None and study.sft.data.path == str(tmp_path.parent / "rows.parquet")
     assert study.sft.checkpoints == {4: str(tmp_path / "runs/{seed}/a")}
