@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 import pytest
 import ray.train
+import ray.train.collective
 import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
@@ -62,6 +63,7 @@ def trunk(watched: str, report: Report, **arguments: Any) -> None:
             return  # a worker that was killed had done it
         held = {"rank": ray.train.get_context().get_world_rank(), "bytes": moment_bytes(trainers[-1])}
         (Path(watched) / f"moments-{os.getpid()}.json").write_text(json.dumps(held))
+        ray.train.collective.barrier()  # the item is done when rank 0 says so, and the test reads what all wrote
 
 
 def half_a_trunk(watched: str, report: Report, **arguments: Any) -> None:
