@@ -179,6 +179,7 @@ class RolloutSettings(Settings):
     max_num_seqs: PositiveInt = 256
     """Sequences that one engine decodes side by side."""
     kv_cache_mib: PositiveInt = 128
+    """Of vLLM's keys and values: at the least one sequence of max_model_len tokens, better max_num_seqs of them."""
     weight_sync: Literal["auto", "object_store", "nccl"] = "auto"
     """How a learner's weights reach the engines; auto takes nccl where both sides have a GPU."""
     verify_weights: bool = False
