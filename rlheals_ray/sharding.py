@@ -119,7 +119,13 @@ def trainer_arguments(
         return {"use_cpu": not torch.cuda.is_available()}
     if mode == "fsdp2":
         offloaded = {"cpu_offload": True} if offload else {}
-        return {"use_cpu": False, "fsdp": True, "fsdp_config": _fsdp_config(model) | offloaded}
+        return {
+            "use_cpu": False,
+            "fsdp": True,
+            "fsdp_config": _fsdp_config(model) | offloaded,
+            # Else a worker held the whole gradient until the last micro-batch.
+            "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}},
+        }
     autocast = {"torch_autocast": {"enabled": precision == "bfloat16", "dtype": "bfloat16"}}
     return {
         "use_cpu": False,

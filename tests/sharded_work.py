@@ -50,6 +50,8 @@ class Trained:
     norms: list[float] = field(default_factory=list)
     resumed: dict[str, torch.Tensor] = field(default_factory=dict)
     resumed_norms: list[float] = field(default_factory=list)
+    gradient: int = 0
+    """Bytes of the gradient that stays with this worker when more micro-batches are to come (fsdp2)."""
     unchanged_by_nan: bool = False
     first_moments: dict[str, torch.Tensor] = field(default_factory=dict)
     """AdamW's, after one step, by the parameters' names, where the state names them."""
@@ -85,6 +87,10 @@ def train(sharding: str, directory: Path, rank: int = 0, workers: int = 1, **opt
         out.resumed_norms.append(update(again, tokens(step)[rank::workers], micro_batches))
     out.resumed = _copy(again.named_tensors())
 
+    if micro_batches > 1 and policy.wrapped.startswith("FSDP"):
+        policy.backward(policy.module(input_ids=tokens(0)[:2]).logits.sum(), last=False)
+        gradients = [parameter.grad for parameter in policy.module.parameters()]
+        out.gradient = sum(4 * one.to_local().numel() for one in gradients if one is not None)
     loss = policy.module(input_ids=tokens(0)[:2]).logits.sum() * float("nan")
     policy.backward(loss)
     assert not policy.step() < float("inf")

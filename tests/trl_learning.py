@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -13,14 +15,25 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from rlheals_ray.config import RLSettings
+from rlheals_ray.config import RLSettings, Sharding
 from rlheals_ray.rl.trl_arguments import trl_arguments
 from rlheals_ray.rl.trl_metrics import update_metrics
 from rlheals_ray.rl.trl_trainers import Grpo, Rloo
 from rlheals_ray.rollout.episode import Episode
-from tests.learning import tiny_llama
+from tests.learning import random_episodes, tiny_llama
 
 TRAINERS = {"grpo": Grpo, "rloo": Rloo}
+GROUP = 4
+
+
+def in_groups(max_attempts: int = 3, seed: int = 0) -> list[Episode]:
+    """Two groups of four; the episodes of a group share the first prompt."""
+    made = random_episodes(8, max_attempts, seed=seed)
+    for place, one in enumerate(made):
+        turn = one.turns[0]
+        first = made[place - place % GROUP].turns[0].prompt_ids
+        one.turns[0] = type(turn)(**{**vars(turn), "prompt_ids": first})
+    return made
 
 
 def with_logprobs(
@@ -51,8 +64,13 @@ class Steps(TrainerCallback):
     gradients: list[dict[str, torch.Tensor]] = field(default_factory=list)
     logs: list[Mapping[str, Any]] = field(default_factory=list)
     metrics: list[dict[str, float | None]] = field(default_factory=list)
+    meanwhile: list[int] = field(default_factory=list)
+    """How many parameters had their gradient after each micro-batch but a step's last."""
     trainer: Any = None
     """Ours; TRL's own measures nothing."""
+
+    def on_substep_end(self, *_: Any, model: Any, **__: Any) -> None:
+        self.meanwhile.append(sum(p.grad is not None for p in model.parameters()))
 
     def on_pre_optimizer_step(self, *_: Any, model: Any, **__: Any) -> None:
         module = getattr(model, "module", model)
@@ -74,25 +92,28 @@ def learn(
     tokenizer: Any,
     *,
     world_size: int = 1,
+    sharding: Sharding = "none",
     model: Any = None,
     start: Any = None,
 ) -> Steps:
     """Train a tiny Llama for budgets[-1] updates; gradients are not clipped below a norm of max_grad_norm.
 
-    With a KL coefficient `start` is the reference, saved as the checkpoint that the branch left from.
+    With a KL coefficient `start` is the reference, saved as the checkpoint that the branch left from, or where it is
+    saved already.
     """
     steps = Steps()
     with tempfile.TemporaryDirectory() as directory:
         model = tiny_llama() if model is None else model
         if settings.kl_coefficient:
-            start.save_pretrained(directory)
-            model.config._name_or_path = directory
+            if not isinstance(start, Path):
+                start.save_pretrained(directory)
+            model.config._name_or_path = str(start if isinstance(start, Path) else directory)
         trainer = TRAINERS[settings.algorithm](
             model=model.float(),
             args=trl_arguments(
                 settings,
                 model,
-                sharding="ddp" if world_size > 1 else "none",
+                sharding=sharding,
                 world_size=world_size,
                 seed=0,
                 state=Path(directory),
@@ -114,6 +135,48 @@ def learn_in_a_group(
     """`learn` of one of two gloo workers with each of some settings; saved as `<results>-<rank>`."""
     from rlheals_ray.models.nano import tokenizer
 
+    with _group(rank, port):
+        done = [
+            learn(settings, episodes.__getitem__, tokenizer([18, 24]), world_size=2, sharding="ddp")
+            for settings in each
+        ]
+        torch.save([{"gradients": s.gradients, "metrics": s.metrics} for s in done], f"{results}-{rank}")
+
+
+def weights_of_a_group(
+    rank: int,
+    port: int,
+    results: str,
+    settings: RLSettings,
+    episodes: Sequence[Episode],
+    start: Path,
+    each: Sequence[Sharding],
+) -> None:
+    """The weights after `learn` of two gloo workers in each of some modes, and what there was of gradients meanwhile;
+    rank 0 saves them as `results`."""
+    from rlheals_ray.models.nano import tokenizer
+
+    found = {}
+    with _group(rank, port):
+        for mode in each:
+            divided: dict[str, Any] = {"world_size": 2, "sharding": mode}
+            steps = learn(settings, lambda _: episodes, tokenizer([18, 24]), start=start, **divided)
+            # As the learner gathers what it hands to the engines.
+            weights = steps.trainer.accelerator.get_state_dict(steps.trainer.model_wrapped)
+            found[mode] = (weights, steps.meanwhile)
+            steps.trainer.accelerator.free_memory()
+        if rank == 0:
+            torch.save(found, results)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def _group(rank: int, port: int) -> Iterator[None]:
     torch.set_num_threads(1)
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
@@ -121,7 +184,6 @@ def learn_in_a_group(
     }  # fmt: skip
     torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=120))
     try:
-        done = [learn(settings, episodes.__getitem__, tokenizer([18, 24]), world_size=2) for settings in each]
-        torch.save([{"gradients": s.gradients, "metrics": s.metrics} for s in done], f"{results}-{rank}")
+        yield
     finally:
         torch.distributed.destroy_process_group()

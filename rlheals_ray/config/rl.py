@@ -75,6 +75,7 @@ class RLSettings(Settings):
     clip: Annotated[float, Field(gt=0, lt=1)] = 0.1
     value_learning_rate: PositiveFloat = 3e-3
     value_coefficient: Annotated[float, Field(ge=0)] = 0.5
+    """Of the critic's loss. Without effect above 0: the critic has an Adam of its own, which undoes any factor."""
     value_epochs: PositiveInt = 1
     """The critic's passes over the episodes for each of the policy's."""
     critic_warmup: Annotated[int, Field(ge=0)] = 0
@@ -179,6 +180,7 @@ class RolloutSettings(Settings):
     max_num_seqs: PositiveInt = 256
     """Sequences that one engine decodes side by side."""
     kv_cache_mib: PositiveInt = 128
+    """Of vLLM's keys and values: at the least one sequence of max_model_len tokens, better max_num_seqs of them."""
     weight_sync: Literal["auto", "object_store", "nccl"] = "auto"
     """How a learner's weights reach the engines; auto takes nccl where both sides have a GPU."""
     verify_weights: bool = False

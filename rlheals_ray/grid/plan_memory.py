@@ -63,7 +63,7 @@ def learner(study: Study, size: ModelSize) -> dict[str, int]:
     held = training_bytes(size.parameters, study.sft.sharding, workers, layer)
     if study.rl.kl_coefficient > 0:
         divided = workers if study.sft.sharding in ("fsdp2", "zero3") else 1
-        held["reference"] = _WIDTH[study.rl.precision] * size.parameters // divided
+        held["reference"] = FLOAT32 * size.parameters // divided
     return held
 
 

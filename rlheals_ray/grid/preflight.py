@@ -9,6 +9,7 @@ from pathlib import Path
 from rlheals_ray.config import InputError, Study, TrackingSettings
 from rlheals_ray.grid.preflight_base import (
     check_base,
+    check_cache,
     check_trunk,
     check_weights,
     positions,
@@ -44,6 +45,7 @@ def preflight(study: Study) -> StudyFiles:
     _check_problems(study, task)
     _check_directions(study)
     _check_context(study, task)
+    check_cache(study)
     check_data(study, task)
     check_weights(study)
     check_tracking(study.tracking)

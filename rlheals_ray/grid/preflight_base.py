@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlheals_ray.config import InputError, Study
+from rlheals_ray.grid.model_size import model_size
 from rlheals_ray.models.architecture import NANO, SMOLLM2, configuration, directory_of, stored_configuration
 
 if TYPE_CHECKING:
@@ -19,6 +20,12 @@ NANO_POSITIONS = 256
 
 NANO_HIDDEN = 64
 """The width of the nano model, and so the number of singular values of all its matrices."""
+
+WHOLE_CONTEXT = {"llama", "mistral", "mllama_text_model", "olmo2", "phi3", "qwen2", "qwen3"}
+"""Kinds of models (model_type) whose every layer keeps keys and values of the whole context, without a window."""
+
+BLOCK, LARGE_BLOCK = 16, 128
+"""Tokens of a block of vLLM's cache, on a GPU and on a CPU. One block is never used."""
 
 
 def check_base(study: Study) -> None:
@@ -151,6 +158,33 @@ def positions(model: str) -> int | None:
         return NANO_POSITIONS
     found = configuration(model).get("max_position_embeddings")
     return found if isinstance(found, int) else None
+
+
+def check_cache(study: Study) -> None:
+    """Raises InputError for an engine that would not start: vLLM's cache must hold one sequence of the full length."""
+    rollout, model = study.rollout, study.base.model
+    if rollout.engine != "vllm" or not _keeps_whole_context(model):
+        return
+    a_token = model_size(study).kv_per_token * (4 if rollout.dtype == "float32" else 2)
+    longest = rollout.max_model_len
+    if a_token * (longest + BLOCK) <= rollout.kv_cache_mib << 20:
+        return
+    enough = -(-a_token * (longest + 2 * LARGE_BLOCK) >> 20)
+    raise InputError(
+        f"rollout.kv_cache_mib (got {rollout.kv_cache_mib}): one sequence of rollout.max_model_len={longest} tokens "
+        f"takes {a_token * longest / 2**20:.0f} MiB of keys and values of base.model {model!r} in {rollout.dtype}, and "
+        f"vLLM starts only where it fits; use rollout.kv_cache_mib={enough} (more lets more sequences be decoded side "
+        "by side) or a smaller rollout.max_model_len."
+    )
+
+
+def _keeps_whole_context(model: str) -> bool:
+    """Whether a token's share of the cache is known: of other kinds, and with windows, vLLM may need less."""
+    if model == NANO:
+        return True
+    config = configuration(model)
+    windowed = config.get("sliding_window") and config.get("use_sliding_window", True)
+    return config.get("model_type") in WHOLE_CONTEXT and not windowed
 
 
 def ranks(model: str) -> dict[str, int]:

@@ -26,7 +26,7 @@ CODE = {
     "losses": 1,
     "rl": 5,
     "probe": 2,
-    "spectra": 3,
+    "spectra": 4,
     "edit": 3,
     "hidden": 1,
     "control": 1,

@@ -13,6 +13,11 @@ from rlheals_ray.report.results import Accuracies, Row, Tables, place_of
 CONTROL_KINDS = ("weight_swap", "interpolation", "random_angle", "random_norm")
 AXES = ("t", "k", "layers", "roles", "mode")
 """What a grid of edits varies, in the order in which figures ask."""
+CHOSEN = (
+    "The OOD peak, and where RL healed best, were chosen on half of these OOD problems: that flatters such a donor or "
+    "recipient, and edits and controls that take after it."
+)
+"""To be said where edits name a checkpoint so: their accuracies are over all problems, as in the tables."""
 
 
 class Bar(NamedTuple):
@@ -52,6 +57,8 @@ class EditGroup(NamedTuple):
     """By kind."""
     checkpoints: Mapping[str, Mapping[int | None, str]]
     """By kind, then by seed: the checkpoint's name in `episodes`."""
+    chosen: bool
+    """Whether donor or recipient was chosen on half of the problems that all this was scored on; see CHOSEN."""
 
     @property
     def label(self) -> str:
@@ -166,6 +173,7 @@ def _group(
         bars,
         {kind: _way(rows) for kind, rows in by_kind.items()},
         names,
+        re.search(r"(^|_)(peak|healed)-into-|-into-(peak|healed)_", one["group"] or "") is not None,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from rlheals_ray.report.edits import Bar, EditGroup, EditSeries, layer_label, rows_along
+from rlheals_ray.report.edits import CHOSEN, Bar, EditGroup, EditSeries, layer_label, rows_along
 from rlheals_ray.report.figures import (
     ACCURACY_TICKS,
     GREEN,
@@ -109,7 +109,7 @@ def edit(group: EditGroup, index: int) -> Figure:
         "<b>Look at</b> the edit beside the plain weight swap of the same matrices: only a difference "
         "between these two speaks of directions as such. Accuracy at the first attempt; bars: means over "
         "seeds, with 95 % Wilson intervals over problems, averaged over seeds. "
-        f"Problems: {', '.join(counts) or 'unknown'}.{goes}"
+        f"Problems: {', '.join(counts) or 'unknown'}.{goes}{_chosen([group])}"
     )
     return Figure(f"edit-{index}", group.label[0].upper() + group.label[1:], figure, caption)
 
@@ -143,9 +143,13 @@ def along(groups: Sequence[EditGroup], varied: str, explain: bool = True) -> Fig
             "over problems, averaged over seeds. Right: how much of donor − recipient the edit puts in "
             "(projection, filled) and how much it does besides (residual, dashed, open)."
         )
-    caption += cut
+    caption += cut + _chosen([group for family in families for group in family.groups])
     keys = [Key(words, colour, DASHES.get(kind, "solid")) for kind, words, colour in BARS if kind in kinds]
     return switched(f"edits-{varied}", title, plots, caption, keys=keys)
+
+
+def _chosen(groups: Sequence[EditGroup]) -> str:
+    return f" {CHOSEN}" if any(group.chosen for group in groups) else ""
 
 
 def _distinct(label: str, taken: Mapping[str, go.Figure]) -> str:

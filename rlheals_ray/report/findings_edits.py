@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
-from rlheals_ray.report.edits import CONTROL_KINDS, Bar, EditGroup, EditSeries, edit_groups, rows_along
+from rlheals_ray.report.edits import (
+    CHOSEN,
+    CONTROL_KINDS,
+    Bar,
+    EditGroup,
+    EditSeries,
+    edit_groups,
+    rows_along,
+)
 from rlheals_ray.report.paired import Difference, Paired
 from rlheals_ray.report.results import Accuracies, Tables
 from rlheals_ray.report.words import Finding, interval, listed, number
@@ -38,7 +47,10 @@ def edit_findings(
         best = max(restoring, key=lambda group: group.bars["ood"]["edit"].value)
         told = [_edit(best, paired, of=len(restoring)), _counts(restoring, paired)]
     doses = [_dose(family) for family in rows_along(restoring, "t")[:FEW]]
-    return [*told, *doses, *(_impose(group, paired) for group in imposing[:FEW])]
+    first, *others = [*told, *doses, *(_impose(group, paired) for group in imposing[:FEW])]
+    if any(group.chosen for group in groups):
+        first = replace(first, text=f"{first.text} {CHOSEN}")
+    return [first, *others]
 
 
 def _imposes(group: EditGroup) -> bool:

@@ -136,7 +136,7 @@ def _random(spectra: pa.Table) -> list[Finding]:
     powers = [power for random, power in seen.values() if random and power is not None]
     if powers:
         text += (
-            f" The test calls 99 % of Gaussian matrices random; one planted direction undoes that in "
+            f" The test calls at least 99 % of Gaussian matrices random; one planted direction undoes that in "
             f"{100 * fmean(powers):.0f} % of cases (its power, mean over these sizes)."
         )
     return [Finding("looks_random", text, None)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import ray
@@ -49,6 +50,7 @@ class Branch:
         self.received: dict[str, int] = {}
         """How often each problem, by its id, was learnt from."""
         self._resumed = False
+        self._attempt = uuid4().hex
         self.notice = Notice()
 
     @property
@@ -96,8 +98,9 @@ class Branch:
         if load is None:
             raise ValueError("rank 0 must publish its weights")
         settings = self.settings
-        # The identity says which updates the weights have had: those before this one.
-        weights = Weights(self.spec.unit.fingerprint, update - 1)
+        # The identity says which updates the weights have had: those before this one, as this attempt made them. A
+        # generator may still hold what another one made and lost.
+        weights = Weights(self.spec.unit.fingerprint, update - 1, self._attempt)
         sampling = Sampling(
             settings.temperature, settings.max_new_tokens, settings.max_attempts, logprobs=True
         )

@@ -29,10 +29,11 @@ def flops_per_token(settings: RLSettings, update: int) -> int:
     - for each epoch a forward and a backward pass, from the end of the critic's warm-up on.
 
     Not counted: the pass after an update, which only measures approx_kl, as probes do; the critic, a head on the
-    policy's hidden states; activations computed again by gradient checkpointing; padding.
+    policy's hidden states; what is computed again to save memory, as activations by gradient checkpointing, or
+    PPO's one step in micro-batches, which scores apart: two studies that learn the same spend the same; padding.
     """
     learns = settings.algorithm != "ppo" or update > settings.critic_warmup
-    one_step = settings.epochs == settings.minibatches == 1 and settings.micro_batch is None
+    one_step = settings.epochs == settings.minibatches == 1
     flops = GENERATE
     if not (settings.algorithm == "ppo" and one_step and learns):
         flops += SCORE

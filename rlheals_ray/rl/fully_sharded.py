@@ -41,7 +41,7 @@ class FullySharded:
         self.max_grad_norm = max_grad_norm
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
-        self.module.set_requires_gradient_sync(last)
+        # Also where more micro-batches follow the gradient is divided at once: else a worker held all of it.
         # FSDP averages over the workers; here they are summed.
         (loss * self.workers).backward()
 

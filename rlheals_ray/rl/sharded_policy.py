@@ -100,7 +100,8 @@ class ShardedPolicy:
         """Add the gradient of `loss`: this worker's share of a sum over all workers, never of a mean.
 
         With several micro-batches all but the last are passed `last=False`; only the last one has the
-        workers exchange their gradients. All workers have the same number of micro-batches.
+        workers exchange their gradients, with fsdp2 each of them: no worker holds a whole gradient there.
+        All workers have the same number of micro-batches.
         """
         self._mode.backward(loss, last)
 

@@ -25,6 +25,7 @@ def trl_arguments(
     One generation is an update: `episodes` completions, from which `epochs` × `minibatches` optimiser
     steps are made; a minibatch that does not fit is accumulated over micro-batches. `state` is where the
     trainer keeps its own checkpoints. The process is made ready for `sharding`, whatever it did before.
+    Precision is that of the passes (trl_trainers.py); the weights stay float32.
 
     GRPO is the published one (Shao et al. 2024, eq. 3): advantages (R - mean) / (std + 1e-4) of a group,
     a clipped ratio per token, the mean over an episode's tokens and then over episodes, and the k3
@@ -55,14 +56,15 @@ def trl_arguments(
         disable_dropout=True,
         ddp_find_unused_parameters=False,
         gradient_checkpointing=settings.gradient_checkpointing,
-        bf16=settings.precision == "bfloat16",
+        # Accelerate would have DeepSpeed and FSDP2 cast the weights themselves.
+        bf16=False,
         # Kept by the callback, when an update is complete.
         save_strategy="no",
         logging_steps=1,
         logging_nan_inf_filter=False,
         report_to=[],
         disable_tqdm=True,
-        **trainer_arguments(sharding, model),
+        **trainer_arguments(sharding, model, precision=settings.precision),
     )
     if settings.algorithm == "rloo":
         return RLOOConfig(**common)

@@ -128,7 +128,10 @@ class _Fed(_Trainer):
         return cast(torch.Tensor, super()._compute_loss(model, inputs))
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
-        logprobs, entropies, aux = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        # Every pass goes through here, also those without gradients: what is compared is of one precision.
+        casts = self._settings.precision == "bfloat16"
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=casts):
+            logprobs, entropies, aux = super()._get_per_token_logps_and_entropies(*args, **kwargs)
         if entropies is not None:
             self._entropy += float((entropies.detach() * self._own).sum())
             self._tokens += float(self._own.sum())

@@ -24,6 +24,8 @@ class Weights:
 
     checkpoint: str
     update: int = 0
+    attempt: str = ""
+    """Who made these updates: made again after a crash, they may give other weights."""
 
 
 class WrongWeights(RuntimeError):

@@ -31,7 +31,7 @@ from rlheals_ray.spectra.measures import (
 )
 from rlheals_ray.spectra.null import NullSpectrum, null_angle
 
-CODE = 1
+CODE = 2
 """Raise it when a measure changes what it computes: what was kept of older code is then made anew."""
 
 Bases = tuple[torch.Tensor, torch.Tensor]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rlheals_ray.config import load_study
+from rlheals_ray.config import InputError, load_study
 from rlheals_ray.grid.preflight import _check_directions
-from rlheals_ray.grid.preflight_base import positions, ranks
+from rlheals_ray.grid.preflight_base import check_cache, positions, ranks
 from rlheals_ray.models.architecture import SMOLLM2, configuration, parameters
 
 QWEN = {
@@ -52,9 +53,36 @@ def test_the_presets_ask_for_nothing_that_their_models_lack(
     model = described(tmp_path / "model", config)
     study = load_study(preset, [f"base.model={model}"])
     _check_directions(study)
+    check_cache(study)
     assert study.rollout.max_model_len <= (positions(model) or 0)
     assert max(study.spectra.k) <= min(ranks(model)[role] for role in study.spectra.roles)
 
 
 def test_a_configuration_that_does_not_tell_its_size_is_not_guessed() -> None:
     assert parameters({"hidden_size": 8}) is None
+
+
+@pytest.mark.parametrize("preset", ["tiny", "nano", "smollm2-135m"])
+def test_the_presets_caches_hold_a_sequence(preset: str) -> None:
+    check_cache(load_study(preset))
+
+
+def test_a_cache_that_holds_no_whole_sequence_is_refused_with_one_that_does(tmp_path: Path) -> None:
+    """Keys and values of Qwen2.5-7B: 2 × 28 layers × 4 heads × 128 numbers a token, 4 bytes each."""
+    model = described(tmp_path / "model", QWEN)
+    own = [f"base.model={model}", "rollout.max_model_len=2048"]
+    with pytest.raises(
+        InputError, match=r"rollout\.kv_cache_mib \(got 128\): .*2048 tokens takes 224 MiB"
+    ) as told:
+        check_cache(load_study("nano", own))
+    remedy = re.findall(r"use (rollout\.kv_cache_mib=\d+)", str(told.value))[0]
+    assert (
+        remedy == "rollout.kv_cache_mib=252"
+    )  # and two blocks of 128 tokens: one begun, one that vLLM keeps
+    check_cache(load_study("nano", [*own, remedy]))
+    check_cache(load_study("nano", [*own, "rollout.engine=transformers"]))
+
+
+def test_a_model_with_windows_may_need_less_and_is_not_judged(tmp_path: Path) -> None:
+    model = described(tmp_path / "model", {**QWEN, "sliding_window": 512, "use_sliding_window": True})
+    check_cache(load_study("nano", [f"base.model={model}", "rollout.max_model_len=2048"]))

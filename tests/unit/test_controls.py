@@ -43,7 +43,6 @@ class Counted(RunningMean):
     [
         {},
         {"epochs": 3, "minibatches": 2},
-        {"micro_batch": 2},
         {"kl_coefficient": 0.1},
         {"critic_warmup": 1},
         {"critic_warmup": 1, "epochs": 2, "kl_coefficient": 0.1},
@@ -60,6 +59,15 @@ def test_flops_of_ppo_are_those_of_the_passes_it_makes(settings: dict[str, Any])
         ppo.update(on_policy(RunningMean(), random_episodes(8, rl.max_attempts, seed=update), rl), update)
         passes = (policy.scored + reference.scored) / 8 - 1
         assert flops_per_token(rl, update) == 2 + 2 * passes + 6 * policy.trained / 8
+
+
+@pytest.mark.parametrize("settings", [{}, {"epochs": 2}, {"minibatches": 2}, {"critic_warmup": 1}])
+def test_micro_batches_which_save_memory_alone_change_no_control(settings: dict[str, Any]) -> None:
+    """They are in no fingerprint; the pass that PPO makes apart for them is not counted."""
+    whole, divided = (
+        RLSettings.model_validate({**COMMON, **settings, "micro_batch": micro}) for micro in (None, 2)
+    )
+    assert compute_by_update(whole, [100, 10]) == compute_by_update(divided, [100, 10])
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])

@@ -31,6 +31,7 @@ from rlheals_ray.spectra.null import (
     null_angle,
     null_spectrum,
     stored_null_spectrum,
+    upper_quantile,
 )
 
 
@@ -173,6 +174,13 @@ def test_a_simulated_null_spectrum_is_kept(tmp_path: Path) -> None:
     (file,) = tmp_path.rglob("*.json")
     file.write_text("{")
     assert stored_null_spectrum((20, 31), folder) == made
+
+
+@pytest.mark.parametrize("draws", [100, 132, 400, 600])
+def test_the_threshold_is_exceeded_by_one_in_a_hundred_however_few_the_draws(draws: int) -> None:
+    """Another draw exceeds the k-th smallest of n with probability (n + 1 − k)/(n + 1), whatever the law."""
+    place = upper_quantile(np.random.default_rng(0).permutation(np.arange(1.0, draws + 1)))
+    assert (draws + 1 - place) / (draws + 1) <= LEVEL < (draws + 2 - place) / (draws + 1)
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (64, 128), (300, 40)])

@@ -23,7 +23,7 @@ from rlheals_ray.grid.model_size import model_size
 from rlheals_ray.grid.plan import schedule_lines
 from rlheals_ray.grid.plan_bytes import disk
 from rlheals_ray.grid.plan_counts import counts, sharing
-from rlheals_ray.grid.plan_memory import training_bytes
+from rlheals_ray.grid.plan_memory import learner, training_bytes
 from rlheals_ray.grid.plan_time import estimates, rl_wall
 from rlheals_ray.grid.rates import FILE, conditions, measured, rates_for, store_rates
 from rlheals_ray.grid.resources import Resources, check_cluster, resources_of
@@ -112,6 +112,13 @@ def test_adamw_s_memory_is_that_of_torch() -> None:
 )
 def test_sharding_divides_what_it_says(sharding: Any, bytes_of_4: float) -> None:
     assert sum(training_bytes(1 << 20, sharding, 4).values()) == bytes_of_4 * (1 << 20)
+
+
+def test_a_frozen_reference_counts_in_float32() -> None:
+    """Whatever the precision of the passes, as rl/reference.py reads it."""
+    study = load_study("nano", ["rl.kl_coefficient=0.1", "rl.precision=bfloat16"])
+    size = model_size(study)
+    assert learner(study, size)["reference"] == 4 * size.parameters
 
 
 def test_small_studies_ask_for_no_more_than_they_did() -> None:

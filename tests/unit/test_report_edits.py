@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from rlheals_ray.report import Finding, findings_of
-from rlheals_ray.report.edits import edit_groups, rows_along
+from rlheals_ray.report.edits import CHOSEN, edit_groups, rows_along
 from rlheals_ray.report.paired import Paired
 from rlheals_ray.report.results import Accuracies, conform
 from rlheals_ray.tables import SCHEMAS
@@ -45,6 +45,7 @@ def test_a_shared_control_stands_beside_every_edit_of_its_group(full: dict[str, 
 def test_many_edits_are_told_by_the_best_one_and_by_counts(full: dict[str, pa.Table]) -> None:
     found = by_kind(full)
     assert "The best of 16 edits" in found["edit"].text and "which flatters it" in found["edit"].text
+    assert found["edit"].text.endswith(CHOSEN), "the peak is every one's donor"
     assert "above the recipient in 16 of 16" in found["edits"].text
     assert found["edits"].supported is False
     assert ".01 at t = 0, " in found["dose"].text and found["dose"].supported is None
@@ -106,6 +107,7 @@ def test_imposing_a_worse_checkpoint_is_judged_by_what_it_spoils(
     ]  # fmt: skip
     found = by_kind({"edits": rows_of("edits", rows), "scores": full["scores"]})
     assert "edit" not in found and found["impose"].supported is supported
+    assert CHOSEN not in found["impose"].text, "neither end was chosen by accuracy"
     assert (
         "lowers OOD accuracy to" in found["impose"].text
         and "recipient .93 and donor .01" in found["impose"].text

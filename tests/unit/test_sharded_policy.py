@@ -116,6 +116,12 @@ def test_the_model_is_wrapped_and_divided_as_its_mode_says(
         assert two.held == pytest.approx(SHARE[sharding] * one.held, rel=0.05)
 
 
+def test_between_micro_batches_fsdp2_holds_its_share_of_the_gradient(runs: Path) -> None:
+    for rank in (0, 1):
+        two = outcome(runs, "fsdp2 in micro-batches, tied", rank)
+        assert two.gradient == pytest.approx(two.held, rel=0.01)
+
+
 @every_job
 def test_whole_tensors_reach_rank_0_alone_and_bit_for_bit(
     runs: Path, alone: dict[bool, Trained], name: str, sharding: str, options: dict[str, Any]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,8 @@ from rlheals_ray.rl.trl_arguments import trl_arguments
 from rlheals_ray.rl.trl_episodes import episode_return
 from rlheals_ray.rollout.episode import Episode
 from tests.learning import random_episodes, tiny_llama
-from tests.trl_learning import Steps, learn, learn_in_a_group, with_logprobs
+from tests.trl_learning import GROUP, Steps, free_port, in_groups, learn, learn_in_a_group, with_logprobs
 
-GROUP = 4
 SETTINGS = RLSettings(
     algorithm="grpo", episodes=8, group_size=GROUP, budgets=(1,), max_attempts=3, temperature=0.7,
     clip=0.2, max_grad_norm=1e6,
@@ -33,16 +31,6 @@ TOKENS = tokenizer([18, 24])
 
 def settings(**changes: Any) -> RLSettings:
     return RLSettings.model_validate({**SETTINGS.model_dump(), **changes})
-
-
-def in_groups(max_attempts: int = 3, seed: int = 0) -> list[Episode]:
-    """Two groups of four; the episodes of a group share the first prompt."""
-    made = random_episodes(8, max_attempts, seed=seed)
-    for place, one in enumerate(made):
-        turn = one.turns[0]
-        first = made[place - place % GROUP].turns[0].prompt_ids
-        one.turns[0] = type(turn)(**{**vars(turn), "prompt_ids": first})
-    return made
 
 
 def update(
@@ -304,10 +292,7 @@ def test_two_workers_with_half_the_episodes_each_are_one_with_all(tmp_path: Path
     ]
     model = tiny_llama()
     episodes = {n: with_logprobs(random_episodes(12, 3, seed=n), model, SETTINGS.temperature) for n in (1, 2)}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    arguments = (port, str(tmp_path / "half"), each, episodes)
+    arguments = (free_port(), str(tmp_path / "half"), each, episodes)
     multiprocessing.spawn(learn_in_a_group, args=arguments, nprocs=2, join=True)
     for place, using in enumerate(each):
         whole = learn(using, episodes.__getitem__, TOKENS)
