@@ -135,8 +135,19 @@ def report_stage(session: Session) -> None:
 
 
 def _record_study(study: Study, files: StudyFiles) -> None:
-    record: dict[str, Any] = dump_study(study) | {"versions": versions(), "git_commit": git_commit()}
-    write_text(files.root / "study.yaml", yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
+    path = files.root / "study.yaml"
+    # Where this run's commit is not known, an earlier run's stays: it tells more than none.
+    commit = git_commit() or _recorded_commit(path)
+    record: dict[str, Any] = dump_study(study) | {"versions": versions(), "git_commit": commit}
+    write_text(path, yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
+
+
+def _recorded_commit(path: Path) -> str | None:
+    try:
+        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    return record.get("git_commit") if isinstance(record, dict) else None
 
 
 def _summary(session: Session, logs: Mapping[str, Path]) -> None:
