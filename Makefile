@@ -14,7 +14,7 @@ help:
 	@echo 'make browser      Chromium and its driver, for the test of the report'
 	@echo 'make prometheus   Prometheus in .venv/bin, for the test of the metrics'
 	@echo 'make lock         pin the dependencies anew in requirements-cpu.txt'
-	@echo 'make resolve-gpu  check that the gpu extra resolves; installs nothing'
+	@echo 'make resolve-gpu  check that the extras gpu and launcher resolve; installs nothing'
 	@echo 'make clean        remove .venv and the caches; runs/ stays'
 
 setup: $(INSTALLED)
@@ -54,7 +54,7 @@ lock: | .venv/bin/uv
 
 # Not through .ci/uv, which would find the CPU wheel of torch.
 resolve-gpu: | .venv/bin/uv
-	.venv/bin/uv pip compile -q pyproject.toml --extra gpu --extra dev \
+	.venv/bin/uv pip compile -q pyproject.toml --extra gpu --extra launcher --extra dev \
 		--python-version 3.11 --python-platform x86_64-unknown-linux-gnu
 
 clean:

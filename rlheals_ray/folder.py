@@ -119,7 +119,7 @@ class Folder:
 
         hidden: those too whose name, or a folder's on the way, begins with a dot. attempt: calls what it is given, as
         often as it likes: one request of many. A directory that cannot be listed raises OSError: a listing is never in
-        part.
+        part. One that is removed meanwhile has no files.
         """
         if self.local:
             found = _walk_local(self.local)
@@ -304,13 +304,19 @@ def _raise_unless_gone(error: OSError) -> None:
 
 
 def _walk_fsspec(
-    filesystem: Any, path: str, attempt: Attempt, below: str = ""
+    filesystem: Any, root: str, attempt: Attempt, path: str = "", below: str = ""
 ) -> Iterator[tuple[str, Listed]]:
     """By `ls` alone: fsspec's own `find` leaves out what it cannot list, and says nothing."""
+    path = path or root
 
     def listed() -> list[dict[str, Any]]:
         filesystem.invalidate_cache()
-        return list(filesystem.ls(path, detail=True))
+        try:
+            return list(filesystem.ls(path, detail=True))
+        except FileNotFoundError:
+            if _is_gone(filesystem, root, path):
+                return []
+            raise
 
     for info in attempt(listed):
         where = info["name"].rstrip("/")
@@ -318,9 +324,24 @@ def _walk_fsspec(
         if where.strip("/") == path.strip("/"):
             continue  # some stores list a directory in itself
         if info["type"] == "directory":
-            yield from _walk_fsspec(filesystem, where, attempt, f"{below}{name}/")
+            yield from _walk_fsspec(filesystem, root, attempt, where, f"{below}{name}/")
         else:
             yield f"{below}{name}", Listed(int(info["size"]), _moment(info))
+
+
+def _is_gone(filesystem: Any, root: str, path: str) -> bool:
+    """Whether a directory below `root`, which was listed, was removed since: what it was in lists it no more.
+
+    That it is not found is not enough: a listing without what is there would be one in part.
+    """
+    if path.strip("/") == root.strip("/"):
+        return False
+    parent = path.rpartition("/")[0]
+    try:
+        beside = filesystem.ls(parent, detail=True)
+    except FileNotFoundError:
+        return _is_gone(filesystem, root, parent)
+    return all(info["name"].strip("/") != path.strip("/") for info in beside)
 
 
 def _moment(info: dict[str, Any]) -> float | None:

@@ -93,13 +93,17 @@ class Mirror:
         return self.root.with_name(f".{self.root.name}.mirror")
 
     def check(self) -> None:
-        """Raises InputError unless the URI can be written; what it writes for that it removes."""
+        """Raises InputError where another process works on the copy, or the URI cannot be written.
+
+        What it writes to find that out it removes. The copy is not this run's yet: `pull` asks again.
+        """
         probe = f".probe.tmp-{uuid.uuid4().hex}"
 
         def work() -> None:
             self.remote.write(probe, b"probe")
             self.remote.remove(probe)
 
+        answer(self.remote, lambda: refuse_other(self.remote, read_state(self.remote), self.interval))
         answer(self.remote, work)
 
     # --- which side goes on

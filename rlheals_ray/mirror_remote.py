@@ -16,7 +16,7 @@ import psutil
 
 from rlheals_ray.config import InputError
 from rlheals_ray.folder import Folder, Listed
-from rlheals_ray.storage import work_directory
+from rlheals_ray.storage_uri import refuse_credentials
 
 FILE = "mirror.json"
 """Whose copy it is, and whether that run has ended."""
@@ -33,7 +33,7 @@ _T = TypeVar("_T")
 
 def remote_folder(storage: str, name: str = "") -> Folder:
     """The folder of study `name` under a URI, or the URI's own. Raises InputError where it does not answer."""
-    work_directory(storage)  # refuses a password, before it could be told
+    refuse_credentials(storage)  # before they could be told
     folder = answer(storage, lambda: Folder.of(storage))
     folder = folder.child(name) if name else folder
     answer(folder, folder.exists)

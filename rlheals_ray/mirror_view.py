@@ -15,12 +15,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
+from rlheals_ray.config import InputError
 from rlheals_ray.folder import Folder, Listed
 from rlheals_ray.mirror_local import MARKERS, STATE, is_mirrored
-from rlheals_ray.mirror_remote import FILE, answer, fetch, is_fresh, read_state
+from rlheals_ray.mirror_remote import FILE, answer, briefly, fetch, is_fresh, read_state
 
 _WORKERS = 8
-_TRIES = 5
+_TRIES = 6
+_DELAY = 0.1
+"""Seconds after the first try that fails, then twice as many, and so on."""
 _HEADER = 8
 """Bytes of a safetensors file that tell the length of what it says of itself."""
 
@@ -68,7 +71,19 @@ class View:
             raise
 
     def refresh(self) -> None:
-        """See what has changed. A file that goes meanwhile counts as not there."""
+        """See what has changed. A file that goes meanwhile counts as not there.
+
+        Raises InputError where the filesystem fails.
+        """
+        try:
+            self._refresh()
+        except Exception as error:  # each filesystem of fsspec has errors of its own
+            raise InputError(
+                f"storage (got {self.remote.uri!r}): the study's copy cannot be read now ({briefly(error)}); check the "
+                "network and the credentials, or try again."
+            ) from error
+
+    def _refresh(self) -> None:
         found = {path: one for path, one in self.remote.listing(attempt=_tried).items() if is_mirrored(path)}
         found.pop(FILE, None)
         for path in self._seen.keys() - found.keys():
@@ -99,8 +114,18 @@ class View:
                 os.utime(target, (moment, moment))
         except Exception:
             target.unlink(missing_ok=True)
-            return
+            self._seen.pop(path, None)
+            if self._is_another(path, listed):
+                return
+            raise
         self._seen[path] = listed
+
+    def _is_another(self, path: str, listed: Listed) -> bool:
+        """Whether the file was replaced or removed since it was listed."""
+        try:
+            return self.remote.size(path) != listed.size
+        except FileNotFoundError:
+            return True
 
     def close(self) -> None:
         """Remove the directory."""
@@ -116,5 +141,5 @@ def _tried(work: Callable[[], Any]) -> Any:
     for after in range(_TRIES - 1):
         with suppress(Exception):
             return work()
-        time.sleep(0.05 * 2**after)
+        time.sleep(_DELAY * 2**after)
     return work()

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlheals_ray.config import InputError
+from rlheals_ray.storage_uri import refuse_credentials
 from rlheals_ray.tables import SCHEMAS, concatenate
 
 _STAMP = "provenance.json"
@@ -98,13 +99,9 @@ def is_uri(storage: str) -> bool:
 def work_directory(storage: str, work: str | None = None) -> Path:
     """Where studies whose storage is a URI are worked on: `work`, or a directory of the user's own for that URI.
 
-    Raises InputError for a URI with a password in it: it would be stored in study.yaml.
+    Raises InputError for a URI with credentials in it: it would be stored in study.yaml.
     """
-    if "@" in storage.partition("://")[2].partition("/")[0]:
-        raise InputError(
-            f"storage (got {storage.partition('://')[0]!r} with a user or password before '@'): it would stand in "
-            "study.yaml; leave it out and give the credentials by the environment, as the filesystem's own tools do."
-        )
+    refuse_credentials(storage)
     if work is not None:
         return Path(work)
     readable = re.sub(r"[^A-Za-z0-9._]+", "-", storage.rstrip("/"))[:80].strip("-.")
@@ -130,7 +127,7 @@ class StudyFiles:
     def at(cls, storage: str, name: str, work: str | None = None) -> StudyFiles:
         """The files of study `name` under `storage`; where that is a URI, of its copy under `work`.
 
-        Raises InputError for a URI with a password in it.
+        Raises InputError for a URI with credentials in it.
         """
         where = work_directory(storage, work) if is_uri(storage) else Path(storage.removeprefix("file://"))
         return cls(where.expanduser().resolve() / name)
@@ -147,7 +144,7 @@ class StudyFiles:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the study for this process; raises InputError when another one works on it.
+        """Hold the study for this process; raises InputError when another one works on it, or none could be told.
 
         The operating system drops the lock with the process, however it ends.
         """
@@ -155,13 +152,22 @@ class StudyFiles:
         with (self.root / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
+                raise self.held() from None
+            except OSError as error:  # such as ENOSYS, ENOLCK: a mount without locks
                 raise InputError(
-                    f"name (got {self.root.name!r}): another process works on the study in "
-                    f"{str(self.root)!r}; wait for it, or use another name or --storage."
+                    f"storage (got {str(self.root.parent)!r}): its filesystem takes no locks ({error}), so that two "
+                    "processes could work on the study at a time; mount it with flock, or use another --storage."
                 ) from None
             self._sweep()
             yield
+
+    def held(self) -> InputError:
+        """What a second process is told."""
+        return InputError(
+            f"name (got {self.root.name!r}): another process works on the study in {str(self.root)!r}; wait for it, or "
+            "use another name or --storage."
+        )
 
     def _sweep(self) -> None:
         """Remove what killed processes left half-written; nobody else writes while the lock is held."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rlheals_ray.config import Study
+from rlheals_ray.config import InputError, Study
 from rlheals_ray.grid.status_asked import Asked
 from rlheals_ray.grid.status_disk import Disk, Holder, Written, holder_of
 from rlheals_ray.grid.status_runs import Evidence, Found, KnownUnits, State
@@ -121,16 +121,28 @@ class Watched:
         self._asked, self._study = asked, asked.study
         self._units, self._notes = _units(asked.study)
         self._disk: Disk | None = None
+        self._last: Status | None = None
         self._causes_count = asked.stored is None or _same_work(self._units, asked.stored)
 
     @cached_property
     def _rates(self) -> Mapping[str, float]:
         return known_rates(self._study, self._asked.root)
 
+    def look_again(self) -> Status:
+        """How the study stands now, or as it was seen last, with a note, where its copy cannot be read for a while."""
+        try:
+            self._last = self.look()
+        except InputError as error:
+            if self._last is None:
+                raise
+            age = time.time() - self._last.at
+            return replace(self._last, notes=(*self._last.notes, f"as it was {age:.0f} s ago: {error}"))
+        return self._last
+
     def look(self) -> Status:
-        """How the study stands now."""
+        """How the study stands now. Raises InputError where its copy at a URI cannot be read."""
         root, now, view = self._asked.root, time.time(), self._asked.view
-        if view is not None:
+        if view is not None and self._disk is not None:  # at the first look it is fresh
             view.refresh()
         holder = holder_of(root) if view is None else _holder_elsewhere(view)
         disk = self._disk = Disk.walk(root, self._disk)

@@ -63,7 +63,7 @@ def _watch(watched: Watched) -> Status:
     with Live(console=Console(highlight=False), auto_refresh=False) as live:
         while True:
             start = time.monotonic()
-            status = watched.look()
+            status = watched.look_again()
             live.update(render(status), refresh=True)
             if status.holder is None and (status.complete or status.failures or ran):
                 return status

@@ -20,6 +20,7 @@ from rlheals_ray.grid.retention import check_removed, retention_stage
 from rlheals_ray.grid.session import Session
 from rlheals_ray.grid.spectra import spectra_stage
 from rlheals_ray.grid.stages import base_stage, evaluate_stage, rl_stage, sft_stage
+from rlheals_ray.grid.status_disk import holder_of
 from rlheals_ray.grid.study_tables import tables_stage
 from rlheals_ray.mirror import Mirror, mirrored
 from rlheals_ray.provenance import git_commit, versions
@@ -44,6 +45,9 @@ def run_study(study: Study, job: str = "grid", address: str | None = None) -> in
     Raises InputError, having written nothing, when the input is wrong.
     """
     files = preflight(study)
+    if holder_of(files.root) is not None:
+        # Already here: nodes that an autoscaler brings for a second run are paid for. The lock below decides.
+        raise files.held()
     mirror = Mirror.of(study, files)
     session = Session(study, files, address)
     if mirror is None:
@@ -131,8 +135,19 @@ def report_stage(session: Session) -> None:
 
 
 def _record_study(study: Study, files: StudyFiles) -> None:
-    record: dict[str, Any] = dump_study(study) | {"versions": versions(), "git_commit": git_commit()}
-    write_text(files.root / "study.yaml", yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
+    path = files.root / "study.yaml"
+    # Where this run's commit is not known, an earlier run's stays: it tells more than none.
+    commit = git_commit() or _recorded_commit(path)
+    record: dict[str, Any] = dump_study(study) | {"versions": versions(), "git_commit": commit}
+    write_text(path, yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
+
+
+def _recorded_commit(path: Path) -> str | None:
+    try:
+        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    return record.get("git_commit") if isinstance(record, dict) else None
 
 
 def _summary(session: Session, logs: Mapping[str, Path]) -> None:

@@ -5,6 +5,7 @@ Nothing here has been run in a cloud; see docs/cluster.md.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -27,7 +28,9 @@ from rlheals_ray.grid.command import _parser
 from rlheals_ray.grid.model_size import FLOAT32, model_size
 from rlheals_ray.grid.plan_memory import GIB, activation_bytes
 from rlheals_ray.grid.resources import resources_of
+from rlheals_ray.mirror import PATIENCE_AT_INTERRUPT
 from rlheals_ray.need import Offer
+from rlheals_ray.provenance import COMMIT_VARIABLE
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -214,6 +217,51 @@ def test_versions_are_those_of_the_project() -> None:
     assert "make setup" in cpu
     for text in (gpu, cpu):
         assert "USER ray" in text and "3.11" in text
+
+
+BRINGS = {
+    "boto3": {"boto3", "botocore"},
+    "google-api-python-client": {"google", "google_auth_httplib2", "googleapiclient", "httplib2"},
+}
+"""What can be imported where a package of the extra `launcher` is installed, with what it depends on."""
+
+
+def test_the_launcher_s_extra_is_what_ray_s_providers_import_and_stands_in_both_images() -> None:
+    clouds = Path(ray.autoscaler.__file__).parent / "_private"
+    imported: set[str] = set()
+    for path in [path for cloud in ("aws", "gcp") for path in (clouds / cloud).rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {one.name.split(".")[0] for one in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported.add(node.module.split(".")[0])
+    ours = imported - sys.stdlib_module_names - {"ray", "packaging"}  # Ray depends on packaging
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert ours == set().union(*(BRINGS[name] for name in extras["launcher"]))
+    for kind in ("gpu", "cpu"):
+        installed = re.search(r"pip install .*-e '\.\[(.*?)\]'", (CLUSTER / f"Dockerfile.{kind}").read_text())
+        assert installed and "launcher" in installed[1].split(","), kind
+    assert "pip install -e '.[launcher]'" in (ROOT / "docs" / "cluster.md").read_text()
+
+
+def test_a_job_that_is_stopped_has_time_to_bring_its_copy_up_to_date() -> None:
+    """Ray's default, 3 s, would kill it in the middle."""
+    name = "RAY_JOB_STOP_WAIT_TIME_S"
+    (head,) = ray_cluster()["headGroupSpec"]["template"]["spec"]["containers"]
+    told = [next(each["value"] for each in head["env"] if each["name"] == name)]
+    options = [option for each in LAUNCHERS for option in launcher(each)["docker"]["run_options"]]
+    told += [option.partition("=")[2] for option in options if option.startswith(f"--env {name}=")]
+    texts = [(CLUSTER / file).read_text() for file in ("local", "Dockerfile.gpu", "Dockerfile.cpu")]
+    told += [found for text in texts for found in re.findall(rf'{name}(?:=|": ")(\d+)', text)]
+    assert len(told) == 6 and min(map(int, told)) > 2 * PATIENCE_AT_INTERRUPT
+
+
+def test_images_know_of_which_commit_they_are() -> None:
+    for kind in ("gpu", "cpu"):
+        text = (CLUSTER / f"Dockerfile.{kind}").read_text()
+        assert f"ARG {COMMIT_VARIABLE}" in text and f'"${COMMIT_VARIABLE}" > rlheals_ray/COMMIT' in text
+        assert f"--build-arg {COMMIT_VARIABLE}=" in text
+    assert COMMIT_VARIABLE in (ROOT / "docs" / "cluster.md").read_text()
 
 
 # --- whether the preset fits

@@ -4,8 +4,10 @@ import pickle
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
 
 from rlheals_ray.config import InputError
 from rlheals_ray.folder import Folder
@@ -138,3 +140,38 @@ def test_a_listing_has_all_files_below_and_hides_what_is_being_written(folder: F
 
 def test_a_child_of_a_uri_without_a_host_keeps_its_slashes() -> None:
     assert Folder("nosuch:///a/b").child("c d") == Folder("nosuch:///a/b/c d")
+
+
+@pytest.mark.parametrize("removed", ["/f/a", "/f/a/b"])
+def test_a_directory_that_is_removed_while_it_is_listed_has_no_files(
+    monkeypatch: pytest.MonkeyPatch, removed: str
+) -> None:
+    folder = Folder.of(f"memory://{uuid.uuid4().hex}/f")
+    folder.write("kept", b"1")
+    folder.child("a/b").write("c", b"2")
+    whole = MemoryFileSystem.ls
+
+    def ls(self: MemoryFileSystem, path: str, *arguments: Any, **options: Any) -> Any:
+        if path.endswith("/f/a/b"):
+            for name in [name for name in self.store if removed in name]:
+                del self.store[name]
+            self.pseudo_dirs[:] = [name for name in self.pseudo_dirs if removed not in name]
+        return whole(self, path, *arguments, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "ls", ls)
+    assert set(folder.listing()) == {"kept"}
+
+
+def test_a_directory_that_is_there_and_not_found_fails_the_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder.of(f"memory://{uuid.uuid4().hex}/f")
+    folder.child("a").write("b", b"1")
+    whole = MemoryFileSystem.ls
+
+    def ls(self: MemoryFileSystem, path: str, *arguments: Any, **options: Any) -> Any:
+        if path.endswith("/f/a"):
+            raise FileNotFoundError(path)
+        return whole(self, path, *arguments, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "ls", ls)
+    with pytest.raises(FileNotFoundError):
+        folder.listing()
