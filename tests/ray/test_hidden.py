@@ -23,6 +23,7 @@ from rlheals_ray.grid.probes import run_probe
 from rlheals_ray.grid.session import Session
 from rlheals_ray.lineage import Branch, Trunk
 from rlheals_ray.models.chat import ChatFormat
+from rlheals_ray.need import Need
 from rlheals_ray.rollout.pool import Pool
 from rlheals_ray.storage import StudyFiles
 from tests.toy_lab import start_pool, toy_study
@@ -207,6 +208,14 @@ def test_a_model_that_no_node_has_the_memory_for_is_refused_rather_than_waited_f
 ) -> None:
     study, files = make_study(tmp_path / "hidden-large", toy, [0, 1])
     monkeypatch.setattr(stage, "BYTES_PER_PARAMETER", 1 << 40)
-    with pytest.raises(RuntimeError, match=r"the largest node offers \d+\.\d GiB"):
+    with pytest.raises(RuntimeError, match=r"the largest node for tasks \(1 CPUs\) offers [1-9]\d*\.\d GiB"):
         hidden_stage(session_of(study, files, toy))
     assert not list((files.root / "hidden").rglob("*.safetensors"))
+
+
+def test_the_memory_of_nodes_that_tasks_may_not_use_does_not_count(toy: Toy, tmp_path: Path) -> None:
+    study, files = make_study(tmp_path / "hidden-labels", toy, [0, 1])
+    session = session_of(study, files, toy)
+    session.__dict__["needs"] = {"tasks": Need(labels={"role": "tasks"})}
+    with pytest.raises(RuntimeError, match=r"labels \{'role': 'tasks'\}\) offers 0\.0 GiB"):
+        hidden_stage(session)
