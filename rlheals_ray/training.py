@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from rlheals_ray import placement
 from rlheals_ray.need import Need
@@ -109,6 +110,15 @@ class Training:
         """Resolves to the node of the worker group that team `number` of generators serves; see WorkQueue.host."""
         reference: ray.ObjectRef = self.queue.host.remote(self.names[number % len(self.names)])
         return reference
+
+    def has_ended(self) -> bool:
+        """Whether the queue is closed or gone: the study ends, and what fails now fails for that."""
+        if not ray.is_initialized():
+            return True
+        try:
+            return bool(ray.get(self.queue.is_closed.remote(), timeout=10))
+        except RayError:
+            return True
 
     def close(self) -> None:
         """End the groups once they are idle."""

@@ -94,6 +94,9 @@ class WorkQueue:
             self._closed = True
             self._arrived.notify_all()
 
+    async def is_closed(self) -> bool:
+        return self._closed
+
     async def host(self, group: str) -> str | None:
         """The node that holds the group's first worker, once that is up; None when it never will be."""
         async with self._arrived:

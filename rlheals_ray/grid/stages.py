@@ -121,9 +121,10 @@ def _trunk(session: Session, trunk: Trunk, progress: StageProgress, curves: Trun
 
 
 def _trunk_failed(session: Session, unit: Unit, cause: str) -> None:
-    """Also for later reports, of the branches that wait for it."""
+    """Also for later reports, of the branches that wait for it; not where it fails as the study ends."""
     session.fail(unit.name, cause)
-    note_failure(session.files, unit, cause)
+    if not session.training.has_ended():
+        note_failure(session.files, unit, cause)
 
 
 @ray.remote(num_cpus=1)

@@ -153,7 +153,7 @@ class SweepWatch(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         # A control may be waiting for this branch.
         unit = self._unit(trial)
-        failed_elsewhere(self._files, unit)
+        failed_elsewhere(self._files, unit, _error(trial))
         self._events.unit(unit.name, "failed", cause=self._cause(unit) or _error(trial))
         self._count()
 

@@ -53,8 +53,9 @@ def branch_trial(
                 tune.report(row)
         except Exception:
             cause = without_secrets(traceback.format_exc())
-            note_failure(files, unit, cause, *_how_far(study, told))
-            tell(study.name, *place_of(unit.name), "failed", cause)
+            if not training.has_ended():  # else, as after an interrupt, it is no failure of this branch
+                note_failure(files, unit, cause, *_how_far(study, told))
+                tell(study.name, *place_of(unit.name), "failed", cause)
             raise WorkFailed(cause) from None  # Tune keeps what a trial raises, in files too
     for wanted in due_probes(files, units, branch):
         run_probe(study, files, pool, wanted)
@@ -121,7 +122,7 @@ def _work(spec: BranchSpec, targets: Mapping[int, int]) -> Work:
     return Work(spec.unit.name, TRAIN_CONTINUED, {**arguments, "targets": targets})
 
 
-def failed_elsewhere(files: StudyFiles, unit: Unit) -> None:
-    """Note the failure of a trial that could not note it itself: its process is gone."""
+def failed_elsewhere(files: StudyFiles, unit: Unit, cause: str | None) -> None:
+    """Note the failure of a trial that did not note it itself: its process is gone, or the queue is."""
     if not files.is_done(unit) and failure(files, unit) is None:
-        note_failure(files, unit, "the trial's process ended; see tune/")
+        note_failure(files, unit, cause or "the trial's process ended; see tune/")

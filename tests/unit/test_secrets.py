@@ -56,6 +56,9 @@ def test_a_branch_s_error_is_noted_and_raised_without_it(session: Session) -> No
     """What a trial raises Ray Tune writes into files of its own."""
 
     class Training:
+        def has_ended(self) -> bool:
+            return False
+
         def run(self, work: object) -> Any:
             raise WorkFailed(f"Traceback:\n  rank 0\nOSError: {TOLD}")
 

@@ -22,7 +22,7 @@ class Groups:
     """In the place of the worker groups: trains nothing, and fails `broken`."""
 
     def __init__(self, study: Study, files: StudyFiles, broken: str | None) -> None:
-        self.files, self.broken = files, broken
+        self.files, self.broken, self.ended = files, broken, False
         self.units = {trunk.name: Session(study, files).units.trunk(trunk) for trunk in trunks(study)}
 
     def run(self, work: Work) -> Iterator[dict[str, Any]]:
@@ -30,6 +30,22 @@ class Groups:
             raise WorkFailed(CAUSE)
         self.files.mark_done(self.units[work.key])
         yield from ()
+
+    def has_ended(self) -> bool:
+        return self.ended
+
+
+def test_what_fails_as_the_study_ends_is_no_failure_to_later_reports(tmp_path: Path) -> None:
+    study, files = load_study("tiny", ["tracking.tensorboard=false"]), StudyFiles(tmp_path / "tiny")
+    session = Session(study, files)
+    groups = Groups(study, files, "sft/seed=0")
+    groups.ended = True
+    session.__dict__.update(training=groups, pool=None)
+    files.mark_done(session.units.base)
+    files.mark_done(session.units.base_probe().unit)
+    sft_stage(session)
+    assert "sft/seed=0" in session.failures, "this run tells it all the same"
+    assert not list((files.root / "state" / "failed").rglob("*.json"))
 
 
 def sft(study: Study, files: StudyFiles, broken: str | None) -> Session:
