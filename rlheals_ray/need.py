@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,10 @@ class Need:
         """Whether an empty node of this kind could hold it."""
         enough = self.cpus <= offer.cpus and self.gpus <= offer.gpus and self.memory <= offer.memory
         return enough and selects(self.labels, offer.labels)
+
+    def most_memory(self, offers: Iterable[Offer]) -> float:
+        """Bytes of the largest of the nodes that could hold it; 0 where there is none."""
+        return max((offer.memory for offer in offers if self.fits(offer)), default=0.0)
 
     def __str__(self) -> str:
         parts = [f"{self.cpus:g} CPUs"]

@@ -156,8 +156,7 @@ def _resources(base: str, need: Need) -> dict[str, Any]:
     checkpoint = Checkpoint(base)
     parameters = sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names())
     memory = max(need.memory, FIXED_BYTES + BYTES_PER_PARAMETER * parameters)
-    offers = [Offer.of(node) for node in ray.nodes() if node["Alive"]]
-    largest = max((offer.memory for offer in offers if need.fits(offer)), default=0.0)
+    largest = need.most_memory(Offer.of(node) for node in ray.nodes() if node["Alive"])
     if memory > largest:
         raise RuntimeError(
             f"hidden states need {memory / 2**30:.1f} GiB for one checkpoint in float32, and the largest node for "

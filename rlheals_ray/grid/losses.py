@@ -51,7 +51,7 @@ def losses_need(study: Study, need: Need, offers: Sequence[Offer]) -> Need:
     task that asks for more would wait for ever.
     """
     named = study.resources
-    largest = max((offer.memory for offer in offers if need.fits(offer)), default=0.0)
+    largest = need.most_memory(offers)
     if named.learner.memory_gib or named.generator.memory_gib or not largest:
         return need
     wanted = sum(losses_bytes(study).values())
