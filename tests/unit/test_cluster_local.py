@@ -1,5 +1,7 @@
 """`cluster/local`, which starts a Ray head: here something else stands for the head."""
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,7 +29,9 @@ def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleTyp
 
     monkeypatch.setitem(module.__dict__, "_launch", launch)
     monkeypatch.setattr(sys, "argv", ["local", "start"])
+    handler = signal.getsignal(signal.SIGTERM)
     yield module
+    signal.signal(signal.SIGTERM, handler)
     for head in heads:
         head.kill()
         head.wait()
@@ -42,6 +46,14 @@ def test_an_interrupted_start_leaves_no_head(local: ModuleType, capsys: pytest.C
     assert [head.poll() is not None for head in local.heads] == [True]
     assert capsys.readouterr().err == "cluster/local: interrupted.\n"
     assert not (local.STATE / "head.json").exists()
+
+
+def test_a_start_that_is_told_to_end_leaves_none(local: ModuleType) -> None:
+    local.__dict__["_answers"] = lambda _: os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(SystemExit) as end:
+        local.main()
+    assert end.value.code == 143
+    assert [head.poll() is not None for head in local.heads] == [True]
 
 
 def test_a_start_that_fails_otherwise_leaves_none_either(local: ModuleType) -> None:
