@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+CORES = "cores"
+"""The label by which a node that offers more CPUs than it has cores (`cluster/local`) says how many these are."""
+
 
 @dataclass(frozen=True)
 class Offer:
@@ -22,6 +25,12 @@ class Offer:
         """Of one of `ray.nodes()`."""
         has = node["Resources"]
         return cls(has.get("CPU", 0.0), has.get("GPU", 0.0), has.get("memory", 0.0), node["Labels"])
+
+    @property
+    def cores(self) -> float:
+        """CPUs that can compute at one time: all of them, unless the node's label says fewer."""
+        told = self.labels.get(CORES, "")
+        return min(self.cpus, float(told)) if told.isdecimal() else self.cpus
 
 
 @dataclass(frozen=True)

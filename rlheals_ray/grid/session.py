@@ -136,6 +136,9 @@ class Session:
         # What engines and worker groups hold stays theirs; resources.cpus counts one task.
         total = ray.cluster_resources()
         rest = int((total.get("CPU", 1) - self.resources.cpus) / each.cpus) + 1
+        # Tasks do nothing but compute: more of them than cores would only load torch more often.
+        cores = sum(Offer.of(node).cores for node in ray.nodes() if node["Alive"])
+        rest = min(rest, int(cores / each.cpus))
         if each.gpus:
             needs, needed = self.needs, self.resources
             held = needed.generators * needs["generator"].gpus

@@ -69,6 +69,16 @@ def test_what_is_named_is_what_ray_is_asked_for() -> None:
     assert "2 generators x 2 CPUs" in needed.explain() and "4 for tasks" in needed.explain()
 
 
+def test_a_node_may_have_fewer_cores_than_it_offers_cpus() -> None:
+    assert Offer(8, labels={"cores": "2"}).cores == 2
+    assert (
+        Offer(8, labels={"cores": "16"}).cores
+        == Offer(8).cores
+        == Offer(8, labels={"cores": "many"}).cores
+        == 8
+    )
+
+
 def test_labels_that_no_node_has_are_refused_at_once() -> None:
     needed = asked("resources.learner.labels={role: learner}")
     other, mine = Offer(8, labels={"role": "generator"}), Offer(8, labels={"role": "learner"})
