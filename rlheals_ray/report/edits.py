@@ -7,17 +7,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from rlheals_ray.evaluation.statistics import wilson
 from rlheals_ray.report.comparisons import checkpoint_label
+from rlheals_ray.report.paired import Paired
 from rlheals_ray.report.results import Accuracies, Row, Tables, place_of
 
 CONTROL_KINDS = ("weight_swap", "interpolation", "random_angle", "random_norm")
 AXES = ("t", "k", "layers", "roles", "mode")
 """What a grid of edits varies, in the order in which figures ask."""
+HELD_OUT = (
+    "Where donor or recipient is the OOD peak or where RL healed best, OOD accuracies are over the half of the "
+    "problems that had no say in choosing it; edits.parquet holds those over all."
+)
 CHOSEN = (
     "The OOD peak, and where RL healed best, were chosen on half of these OOD problems: that flatters such a donor or "
     "recipient, and edits and controls that take after it."
 )
-"""To be said where edits name a checkpoint so: their accuracies are over all problems, as in the tables."""
+"""Instead, where the other half is not known: there are no episodes, or one cluster."""
 
 
 class Bar(NamedTuple):
@@ -58,7 +64,9 @@ class EditGroup(NamedTuple):
     checkpoints: Mapping[str, Mapping[int | None, str]]
     """By kind, then by seed: the checkpoint's name in `episodes`."""
     chosen: bool
-    """Whether donor or recipient was chosen on half of the problems that all this was scored on; see CHOSEN."""
+    """Whether donor or recipient was chosen by its accuracy on half of the OOD problems."""
+    held_out: bool = False
+    """Whether the OOD bars are over the other half alone."""
 
     @property
     def label(self) -> str:
@@ -69,6 +77,11 @@ class EditGroup(NamedTuple):
             f"{self.factors or 'factors'} of {self.donor} in {self.recipient}, {directions(self.k, self.part)}"
             f"{turn}{which}, {layer_label(self.layers)}{named}"
         )
+
+    @property
+    def episodes(self) -> set[str]:
+        """The names in `episodes` of all its checkpoints."""
+        return {name for by_seed in self.checkpoints.values() for name in by_seed.values()}
 
     @property
     def projection(self) -> float | None:
@@ -101,9 +114,19 @@ def layer_label(layers: Sequence[int] | None) -> str:
     return f"layer {layers[0]}" if len(layers) == 1 else f"layers {min(layers)} to {max(layers)}"
 
 
-def edit_groups(tables: Tables, accuracies: Accuracies) -> list[EditGroup]:
+def chosen_words(groups: Iterable[EditGroup]) -> str:
+    """What is to be said of the problems behind the groups' accuracies; empty where nothing was chosen by them."""
+    of = {group.held_out for group in groups if group.chosen}
+    return "".join(f" {words}" for held_out, words in ((True, HELD_OUT), (False, CHOSEN)) if held_out in of)
+
+
+def edit_groups(
+    tables: Tables, accuracies: Accuracies, clusters: Mapping[str, str] | None = None
+) -> list[EditGroup]:
     """Edits grouped over seeds by what they put where, each with its controls.
 
+    Where donor or recipient was chosen by OOD accuracy, OOD bars are over the problems that had no say in it, if the
+    episodes tell (`clusters`: of their problems, as `Paired` takes them); all others are the tables', over all.
     A control joins the edit of its `group`; in tables without groups, the edit that has the same seed, donor,
     recipient, k, layers, roles and, where it names any, factors.
     """
@@ -129,7 +152,22 @@ def edit_groups(tables: Tables, accuracies: Accuracies) -> list[EditGroup]:
             ends = {_ends(row) for row in edits}
             controls += [r for r in loose if _ends(r) in ends and r["factors"] in (None, edits[0]["factors"])]
         found.append(_group(edits, controls, scores, accuracies))
-    return found
+    names = {name for group in found if group.chosen for name in group.episodes}
+    paired = Paired(tables["episodes"], names, clusters)
+    return [_held_out(group, paired) if group.chosen else group for group in found]
+
+
+def _held_out(group: EditGroup, paired: Paired) -> EditGroup:
+    """With OOD bars over problems that chose neither end; unchanged where a checkpoint has no episodes of them."""
+    bars = {}
+    for kind in group.bars["ood"]:
+        counts = [paired.solved(name) for name in group.checkpoints.get(kind, {}).values()]
+        known = [count for count in counts if count is not None]
+        if not known or len(known) < len(counts):
+            return group
+        low, high = (fmean(bounds) for bounds in zip(*(wilson(*count) for count in known), strict=True))
+        bars[kind] = Bar(fmean(solved / n for solved, n in known), low, high, known[0][1])
+    return group._replace(bars={**group.bars, "ood": bars}, held_out=True)
 
 
 def _group(

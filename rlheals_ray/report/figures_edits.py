@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from rlheals_ray.report.edits import CHOSEN, Bar, EditGroup, EditSeries, layer_label, rows_along
+from rlheals_ray.report.edits import Bar, EditGroup, EditSeries, chosen_words, layer_label, rows_along
 from rlheals_ray.report.figures import (
     ACCURACY_TICKS,
     GREEN,
@@ -109,7 +109,7 @@ def edit(group: EditGroup, index: int) -> Figure:
         "<b>Look at</b> the edit beside the plain weight swap of the same matrices: only a difference "
         "between these two speaks of directions as such. Accuracy at the first attempt; bars: means over "
         "seeds, with 95 % Wilson intervals over problems, averaged over seeds. "
-        f"Problems: {', '.join(counts) or 'unknown'}.{goes}{_chosen([group])}"
+        f"Problems: {', '.join(counts) or 'unknown'}.{goes}{chosen_words([group])}"
     )
     return Figure(f"edit-{index}", group.label[0].upper() + group.label[1:], figure, caption)
 
@@ -143,13 +143,9 @@ def along(groups: Sequence[EditGroup], varied: str, explain: bool = True) -> Fig
             "over problems, averaged over seeds. Right: how much of donor − recipient the edit puts in "
             "(projection, filled) and how much it does besides (residual, dashed, open)."
         )
-    caption += cut + _chosen([group for family in families for group in family.groups])
+    caption += cut + chosen_words(group for family in families for group in family.groups)
     keys = [Key(words, colour, DASHES.get(kind, "solid")) for kind, words, colour in BARS if kind in kinds]
     return switched(f"edits-{varied}", title, plots, caption, keys=keys)
-
-
-def _chosen(groups: Sequence[EditGroup]) -> str:
-    return f" {CHOSEN}" if any(group.chosen for group in groups) else ""
 
 
 def _distinct(label: str, taken: Mapping[str, go.Figure]) -> str:
@@ -281,6 +277,7 @@ def edit_table(groups: Sequence[EditGroup]) -> Table:
     kinds = [(kind, words) for kind, words, _ in BARS if any(kind in group.bars["ood"] for group in groups)]
     heads = (
         "edit",
+        "n",
         *(words for _, words in kinds),
         "projection",
         "residual",
@@ -295,5 +292,7 @@ def edit_table(groups: Sequence[EditGroup]) -> Table:
             for kind, _ in kinds
         ]
         moved = ["–" if way is None or value is None else f"{value:.3g}" for value in way or (None,) * 4]
-        lines.append((group.label, *accuracies, *moved))
+        lines.append(
+            (group.label, str(next(iter(bars.values())).n or "–") if bars else "–", *accuracies, *moved)
+        )
     return Table("Every edit, OOD accuracy@1 with 95 % Wilson intervals", heads, lines)

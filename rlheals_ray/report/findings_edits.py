@@ -8,11 +8,11 @@ from dataclasses import replace
 from itertools import pairwise
 
 from rlheals_ray.report.edits import (
-    CHOSEN,
     CONTROL_KINDS,
     Bar,
     EditGroup,
     EditSeries,
+    chosen_words,
     edit_groups,
     rows_along,
 )
@@ -34,11 +34,10 @@ def edit_findings(
     tables: Tables, accuracies: Accuracies, clusters: Mapping[str, str] | None = None
 ) -> list[Finding]:
     """Findings on the edits; empty where none was scored under the OOD rule."""
-    groups = [group for group in edit_groups(tables, accuracies) if "edit" in group.bars["ood"]]
+    groups = [group for group in edit_groups(tables, accuracies, clusters) if "edit" in group.bars["ood"]]
     if not groups:
         return []
-    names = {name for group in groups for by_seed in group.checkpoints.values() for name in by_seed.values()}
-    paired = Paired(tables["episodes"], names, clusters)
+    paired = Paired(tables["episodes"], {name for group in groups for name in group.episodes}, clusters)
     imposing = [group for group in groups if _imposes(group)]
     restoring = [group for group in groups if not _imposes(group)]
     if len(restoring) <= FEW:
@@ -48,9 +47,7 @@ def edit_findings(
         told = [_edit(best, paired, of=len(restoring)), _counts(restoring, paired)]
     doses = [_dose(family) for family in rows_along(restoring, "t")[:FEW]]
     first, *others = [*told, *doses, *(_impose(group, paired) for group in imposing[:FEW])]
-    if any(group.chosen for group in groups):
-        first = replace(first, text=f"{first.text} {CHOSEN}")
-    return [first, *others]
+    return [replace(first, text=first.text + chosen_words(groups)), *others]
 
 
 def _imposes(group: EditGroup) -> bool:
@@ -84,7 +81,8 @@ def _impose(group: EditGroup, paired: Paired) -> Finding:
 def _compared(group: EditGroup, kind: str, paired: Paired, alpha: float = 0.05) -> Difference | None:
     """The edit minus a control, recipient or donor, seed by seed on the same problems; None where not known."""
     mine, others = group.checkpoints.get("edit", {}), group.checkpoints.get(kind, {})
-    return paired.difference(((mine[seed], others[seed]) for seed in mine if seed in others), alpha)
+    pairs = ((mine[seed], others[seed]) for seed in mine if seed in others)
+    return paired.difference(pairs, alpha, held_out=group.held_out)
 
 
 def sign_against(group: EditGroup, kind: str, paired: Paired, alpha: float = 0.05) -> int | None:

@@ -1,15 +1,19 @@
-"""Differences between checkpoints on the same problems, with an interval that resamples whole clusters."""
+"""Differences between checkpoints on the same problems, with an interval that resamples whole clusters.
+
+And the half of the problems on which a checkpoint may be reported that the other half has chosen.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rlheals_ray.evaluation.peak import split_halves
 from rlheals_ray.evaluation.statistics import cluster_bootstrap, percentile_interval
 
 
@@ -37,22 +41,37 @@ class Paired:
         rule: str = "ood",
     ) -> None:
         wanted = pa.array(sorted(set(checkpoints)), pa.string())
-        mine = pc.and_(pc.equal(episodes["rule"], rule), pc.is_in(episodes["checkpoint"], value_set=wanted))
-        chosen = episodes.filter(pc.fill_null(mine, False))
+        asked = episodes.filter(pc.fill_null(pc.equal(episodes["rule"], rule), False))
+        chosen = asked.filter(pc.fill_null(pc.is_in(asked["checkpoint"], value_set=wanted), False))
         self._solved: dict[str, dict[str, float]] = {}
         names, problems, solved = (chosen[c].to_pylist() for c in ("checkpoint", "problem_id", "solved_at"))
         for name, problem, at in zip(names, problems, solved, strict=True):
             self._solved.setdefault(name, {})[problem] = float(at == 1)
         self._clusters = clusters
+        # Of all problems, whoever was asked them: the peak was chosen on half of these.
+        self._held_out = held_out(asked["problem_id"].unique().to_pylist(), clusters)
 
-    def difference(self, pairs: Iterable[tuple[str, str]], alpha: float = 0.05) -> Difference | None:
+    def solved(self, checkpoint: str) -> tuple[int, int] | None:
+        """(solved, asked) of the problems that had no say in what the others chose; None where it has none of them."""
+        mine = [at for problem, at in self._solved.get(checkpoint, {}).items() if problem in self._held_out]
+        return (round(sum(mine)), len(mine)) if mine else None
+
+    def difference(
+        self, pairs: Iterable[tuple[str, str]], alpha: float = 0.05, *, held_out: bool = False
+    ) -> Difference | None:
         """Mean of first − second over pairs (one a seed) and their common problems; None where one was not probed.
+
+        held_out: only over problems that had no say in what the others chose.
 
         Each problem's difference is averaged over the seeds, since all seeds answer the same problems; clusters
         of problems are then resampled, often enough that twenty draws lie beyond either end of the 1 − alpha interval.
         """
         columns = [
-            {problem: mine[problem] - other[problem] for problem in mine.keys() & other.keys()}
+            {
+                problem: mine[problem] - other[problem]
+                for problem in mine.keys() & other.keys()
+                if not held_out or problem in self._held_out
+            }
             for first, second in pairs
             if (mine := self._solved.get(first)) and (other := self._solved.get(second))
         ]
@@ -66,6 +85,14 @@ class Paired:
         draws = cluster_bootstrap(values, labels, draws=max(2000, round(40 / alpha)))
         low, high = percentile_interval(draws[:, 0], 1 - alpha)
         return Difference(float(values.mean()), low, high)
+
+
+def held_out(problems: Sequence[str], clusters: Mapping[str, str] | None) -> Collection[str]:
+    """Of all OOD probe problems those of the half that chooses nothing; empty where there is but one cluster."""
+    if clusters is None or not clusters.keys() >= set(problems):
+        clusters = {problem: cluster_of(problem, None) for problem in problems}
+    _, report = split_halves(problems, clusters)
+    return {problem for problem, is_held_out in zip(problems, report, strict=True) if is_held_out}
 
 
 def cluster_of(problem: str, clusters: Mapping[str, str] | None) -> str:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy import stats
 
-from rlheals_ray.evaluation.peak import split_halves
+from rlheals_ray.report.paired import held_out
 from rlheals_ray.tables import SCHEMAS
 
 Tables = Mapping[str, pa.Table]
@@ -170,13 +170,10 @@ def split_curves(
     if chosen.num_rows == 0:
         return {}
     problems = chosen["problem_id"].unique().to_pylist()
-    if clusters is None or not clusters.keys() >= set(problems):
-        clusters = {problem: " ".join(sorted(re.findall(r"\w+", str(problem)))) for problem in problems}
-    _, report = split_halves(problems, clusters)
-    if not report.any():
+    others = held_out(problems, clusters)
+    if not others:
         return {}
-    half = dict(zip(problems, report.astype(int).tolist(), strict=True))
-    halves = pa.array([half[problem] for problem in chosen["problem_id"].to_pylist()])
+    halves = pa.array([int(problem in others) for problem in chosen["problem_id"].to_pylist()])
     solved = pc.fill_null(pc.equal(chosen["solved_at"], 1), False).cast(pa.float64())
     table = pa.table({"checkpoint": chosen["checkpoint"], "half": halves, "solved": solved})
     means: dict[str, dict[int, float]] = {}

@@ -59,7 +59,7 @@ def sections(source: Source) -> list[Section]:
         training,
         learning,
         spectra_section(main, accuracies),
-        edits_section(main, accuracies),
+        edits_section(main, accuracies, source.clusters),
         hidden_section(main, accuracies),
         predictors_section(source.tables),
         _provenance(source),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from rlheals_ray.report import (
@@ -67,9 +68,12 @@ def spectra_section(tables: Tables, accuracies: Accuracies) -> Section:
     return section
 
 
-def edits_section(tables: Tables, accuracies: Accuracies) -> Section:
+def edits_section(
+    tables: Tables, accuracies: Accuracies, clusters: Mapping[str, str] | None = None
+) -> Section:
+    """`clusters`: of the OOD probe problems, as `edit_groups` takes them."""
     section = Section("edits", "The edit and its controls")
-    groups = edit_groups(tables, accuracies)
+    groups = edit_groups(tables, accuracies, clusters)
     if not groups:
         section.missing.append("the edits table (edits.parquet) holds no scored edit.")
         return section

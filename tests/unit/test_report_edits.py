@@ -6,8 +6,8 @@ import pyarrow as pa
 import pytest
 
 from rlheals_ray.report import Finding, findings_of
-from rlheals_ray.report.edits import CHOSEN, edit_groups, rows_along
-from rlheals_ray.report.paired import Paired
+from rlheals_ray.report.edits import CHOSEN, HELD_OUT, edit_groups, rows_along
+from rlheals_ray.report.paired import Paired, held_out
 from rlheals_ray.report.results import Accuracies, conform
 from rlheals_ray.tables import SCHEMAS
 from tests.report_mechanism import branch, edit_grid, trunk, whole
@@ -92,6 +92,45 @@ def test_an_edit_is_paired_with_its_control_on_the_same_problems(full: dict[str,
     assert "(+.050 [" in by_kind(mine)["edit"].text
     del mine["episodes"]
     assert "It does no more than the plain weight swap" in by_kind(mine)["edit"].text
+
+
+def test_what_takes_after_the_peak_is_reported_on_the_problems_that_did_not_choose_it(
+    full: dict[str, pa.Table],
+) -> None:
+    """Every checkpoint solves nothing but what chose: of the other half each has to show nothing."""
+    problems = [f"T24:{i}-{j}" for i in range(100) for j in "ab"]
+    clusters = {problem: problem.split("-")[0] for problem in problems}
+    others = held_out(problems, clusters)
+    assert len(others) == 100 and not others & (set(problems) - set(others))
+    edits = [
+        row for row in full["edits"].to_pylist() if row["t"] == 1 and row["k"] is None and row["seed"] == 0
+    ]
+    edits = [row for row in edits if row["mode"] == "concatenate" and row["layers"] is None]
+    ends = {edits[0]["donor"], edits[0]["recipient"]}
+    episodes = [
+        {
+            "checkpoint": name,
+            "rule": "ood",
+            "problem_id": problem,
+            "solved_at": None if problem in others else 1,
+        }
+        for name in {f"edit/{row['edit']}" for row in edits} | ends
+        for problem in problems
+    ]
+    mine = {name: conform(name, full.get(name)) for name in SCHEMAS}
+    mine |= {"edits": rows_of("edits", edits), "episodes": rows_of("episodes", episodes)}
+    (group,) = edit_groups(mine, Accuracies(mine["scores"]), clusters)
+    assert {(bar.value, bar.low, bar.n) for bar in group.bars["ood"].values()} == {(0.0, 0.0, 100)}
+    assert {bar.n for bar in group.bars["id"].values()} == {450}, "no ID problem chose anything"
+    assert {"recipient", "donor", "edit", "weight_swap"} <= set(group.bars["ood"])
+    found = {finding.kind: finding for finding in findings_of(mine, clusters)}["edit"]
+    assert found.text.endswith(HELD_OUT) and "(+.000 [+.000, +.000])" in found.text
+
+    # An end whose episodes are gone: nothing is mixed, and what flatters is said.
+    mine["episodes"] = rows_of("episodes", [row for row in episodes if row["checkpoint"] not in ends])
+    (group,) = edit_groups(mine, Accuracies(mine["scores"]), clusters)
+    assert not group.held_out and group.bars["ood"]["edit"].value > 0
+    assert {finding.kind: finding for finding in findings_of(mine, clusters)}["edit"].text.endswith(CHOSEN)
 
 
 @pytest.mark.parametrize(("edit", "supported"), [(0.02, True), (0.4, False)])
