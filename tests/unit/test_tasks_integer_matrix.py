@@ -6,7 +6,6 @@ import random
 import re
 import subprocess
 import sys
-import time
 
 import pytest
 import sympy
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 
 from rlheals_ray.tasks import get_task
 from rlheals_ray.tasks.integer_matrix import Matrix, find_answer, group_of, rank_and_determinant
+from tests.cpu_time import cpu_seconds
 from tests.matrices import integer_matrices, near_copy
 
 RANK = "rlheals_ray.tasks.matrix_rank:MatrixRank"
@@ -124,9 +124,8 @@ def test_the_judge_is_total_and_its_feedback_names_no_number(text: str) -> None:
     ],
 )
 def test_hostile_answers_take_no_time(text: str) -> None:
-    started = time.process_time()
     assert not TASK.judge(RANK_2, text).solved
-    assert time.process_time() - started < 0.05
+    assert cpu_seconds(lambda: TASK.judge(RANK_2, text), 0.05) < 0.05
 
 
 _EVERYTHING = """

@@ -1,6 +1,6 @@
 """Every dataset of reasoning-gym that is not refused, in its default configuration (`pytest -m slow`)."""
 
-import time
+from functools import partial
 
 import pytest
 
@@ -12,6 +12,7 @@ from rlheals_ray.tasks.reasoning_gym_config import names
 from rlheals_ray.tasks.reasoning_gym_draw import Draw, drawn
 from rlheals_ray.tasks.reasoning_gym_here import DrawnHere
 from rlheals_ray.tasks.reasoning_gym_verify import MAX_EXTRA
+from tests.cpu_time import cpu_seconds
 
 DATASETS = [
     "ab", "acre", "advanced_geometry", "aiw", "arc_1d", "arc_agi", "base_conversion", "basic_arithmetic", "bf",
@@ -81,13 +82,9 @@ def test_every_dataset_has_problems_that_its_demonstrations_solve_and_its_judge_
         assert one.prompt(problem).startswith(item.question.rstrip())
         assert one.judge(problem, one.demonstration(problem)) == Verdict(5.0, True, True, "")
         for text in hostile(item.answer, MAX_EXTRA + 4 * len(item.answer)) if number < 3 else []:
-            seconds: list[float] = []
-            # Tried again where it is slow: Python may have collected garbage meanwhile.
-            while not seconds or (seconds[-1] >= 0.05 and len(seconds) < 3):
-                began = time.thread_time()
-                verdict = one.judge(problem, f"<answer>{text}</answer>")
-                seconds.append(time.thread_time() - began)
-            assert seconds[-1] < 0.05, text[:40]
+            judge = partial(one.judge, problem, f"<answer>{text}</answer>")
+            assert cpu_seconds(judge, 0.05) < 0.05, text[:40]
+            verdict = judge()
             assert verdict.well_formed and verdict.solved == (verdict.reward == 5.0)
         for text in ("nan", "None", "__import__('os')", "(1/(1-1))"):
             assert not one.judge(problem, f"<answer>{text}</answer>").solved
