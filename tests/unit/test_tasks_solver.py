@@ -93,8 +93,8 @@ def test_numbers_must_be_positive(values: tuple[int, ...], target: int) -> None:
 
 
 def test_four_numbers_take_milliseconds_and_five_well_under_a_second() -> None:
-    assert cpu_seconds(lambda: solutions((5, 7, 11, 13), 24), 0.2) < 0.2
-    assert cpu_seconds(lambda: solutions((2, 3, 5, 7, 11), 24), 2) < 2
+    assert cpu_seconds(lambda: solutions((5, 7, 11, 13), 24), 0.2, runs=1) < 0.2
+    assert cpu_seconds(lambda: solutions((2, 3, 5, 7, 11), 24), 2, runs=1) < 2
     assert solutions((2, 3, 5, 7, 11), 24)
 
 
