@@ -75,6 +75,13 @@ class Need:
         return options
 
 
+def side_by_side(nodes: Iterable[Mapping[str, Any]], need: Need | None = None) -> int:
+    """How many tasks that compute all the time these `ray.nodes()` can run at one time, by their cores; at least 1."""
+    need = need or Need()
+    offers = [Offer.of(node) for node in nodes if node["Alive"]]
+    return max(1, sum(int(offer.cores / need.cpus) for offer in offers if need.fits(offer)))
+
+
 def selects(labels: Mapping[str, str], of_node: Mapping[str, str]) -> bool:
     """Whether a node with the labels `of_node` is one of those that `labels` name, as Ray reads them."""
 

@@ -13,6 +13,7 @@ def cpu_seconds(work: Callable[[], object], enough: float, runs: int = 3) -> flo
     No garbage is collected meanwhile: that of all tests before would be counted. runs: 1 where work() remembers.
     """
     least = float("inf")
+    collects = gc.isenabled()
     gc.disable()
     try:
         while runs and least >= enough:
@@ -20,5 +21,6 @@ def cpu_seconds(work: Callable[[], object], enough: float, runs: int = 3) -> flo
             work()
             least, runs = min(least, time.thread_time() - began), runs - 1
     finally:
-        gc.enable()
+        if collects:
+            gc.enable()
     return least

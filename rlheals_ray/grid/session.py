@@ -25,7 +25,7 @@ from rlheals_ray.grid.resources import Resources, check_cluster, check_local, ch
 from rlheals_ray.grid.units import StudyUnits
 from rlheals_ray.lineage import BASE
 from rlheals_ray.monitoring import serve_study
-from rlheals_ray.need import Need, Offer
+from rlheals_ray.need import Need, Offer, side_by_side
 from rlheals_ray.placement import is_spread
 from rlheals_ray.rollout.generator import GeneratorSettings
 from rlheals_ray.rollout.pool import Pool
@@ -137,8 +137,7 @@ class Session:
         total = ray.cluster_resources()
         rest = int((total.get("CPU", 1) - self.resources.cpus) / each.cpus) + 1
         # Tasks do nothing but compute: more of them than cores would only load torch more often.
-        cores = sum(Offer.of(node).cores for node in ray.nodes() if node["Alive"])
-        rest = min(rest, int(cores / each.cpus))
+        rest = min(rest, side_by_side(ray.nodes(), self.needs["tasks"]))
         if each.gpus:
             needs, needed = self.needs, self.resources
             held = needed.generators * needs["generator"].gpus

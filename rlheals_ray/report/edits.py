@@ -15,6 +15,8 @@ from rlheals_ray.report.results import Accuracies, Row, Tables, place_of
 CONTROL_KINDS = ("weight_swap", "interpolation", "random_angle", "random_norm")
 AXES = ("t", "k", "layers", "roles", "mode")
 """What a grid of edits varies, in the order in which figures ask."""
+_CHOSEN = {"peak": "the OOD peak", "healed": "where RL healed best"}
+"""Anchors that OOD accuracy chose, in words."""
 HELD_OUT = (
     "Where donor or recipient is the OOD peak or where RL healed best, OOD accuracies are over the half of the "
     "problems that had no say in choosing it; edits.parquet holds those over all."
@@ -23,7 +25,7 @@ CHOSEN = (
     "The OOD peak, and where RL healed best, were chosen on half of these OOD problems: that flatters such a donor or "
     "recipient, and edits and controls that take after it."
 )
-"""Instead, where the other half is not known: there are no episodes, or one cluster."""
+"""Instead, where the other half is not known: no episodes or no task to tell it, or one cluster."""
 
 
 class Bar(NamedTuple):
@@ -95,8 +97,8 @@ class EditGroup(NamedTuple):
         return getattr(self, axis)
 
     def others(self, axis: str) -> tuple[Any, ...]:
-        """Everything that the edit is, apart from one axis."""
-        names = ("donor", "recipient", "factors", "part", *(name for name in AXES if name != axis))
+        """Everything that the edit is, apart from one axis; and which problems its accuracies are over."""
+        names = ("donor", "recipient", "factors", "part", "held_out", *(n for n in AXES if n != axis))
         return tuple(getattr(self, name) for name in names)
 
 
@@ -296,10 +298,11 @@ def _unseeded(checkpoint: str | None) -> tuple[object, ...]:
 def _anchor(edits: Sequence[Row], end: str) -> str:
     """Donor or recipient in words: as the study's group calls it, else by the seeds' checkpoints."""
     named = re.search(
-        r"(peak|latest)-into-" if end == "donor" else r"-into-(peak|latest)_", edits[0]["group"] or ""
+        r"(peak|healed|latest)-into-" if end == "donor" else r"-into-(peak|healed|latest)_",
+        edits[0]["group"] or "",
     )
-    if named and named[1] == "peak":
-        return "the OOD peak"
+    if named and named[1] in _CHOSEN:
+        return _CHOSEN[named[1]]
     labels = dict.fromkeys(checkpoint_label(row[end]) for row in edits if row[end])
     return " or ".join(labels) or f"the {end}"
 

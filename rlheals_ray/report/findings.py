@@ -17,7 +17,17 @@ from rlheals_ray.report.findings_strands import strand_findings
 from rlheals_ray.report.findings_weights import weight_findings
 from rlheals_ray.report.loss_stops import loss_stops
 from rlheals_ray.report.recommendation import recommendation_findings
-from rlheals_ray.report.results import Accuracies, Peak, Row, Tables, conform, ood_peak
+from rlheals_ray.report.results import (
+    Accuracies,
+    Halves,
+    Peak,
+    Row,
+    Tables,
+    conform,
+    held_out_mean,
+    ood_peak,
+    split_curves,
+)
 from rlheals_ray.report.strands import of_edges, strands
 from rlheals_ray.report.unfinished import unfinished_findings
 from rlheals_ray.report.variants import of_variant, variants
@@ -38,7 +48,7 @@ def findings_of(tables: Tables, clusters: Mapping[str, str] | None = None) -> li
     cells = healing_cells(main["boundary"])
     peak = ood_peak(accuracies, main["episodes"], clusters)
     found = [
-        *_forgetting(accuracies, peak),
+        *_forgetting(accuracies, peak, split_curves(main["episodes"], clusters)),
         *recovery_findings(cells, accuracies, of_edges(every["edges"], variant)),
         *control_findings(
             main["controls"], cells, bool(accuracies.starts("ood")), main["branches"].to_pylist()
@@ -67,19 +77,27 @@ def _open_where_nothing_was_learnt(found: list[Finding], scores: Sequence[Row]) 
     return [Finding("nothing_learnt", text, None), *(replace(each, supported=None) for each in found)]
 
 
-def _forgetting(accuracies: Accuracies, peak: Peak | None) -> list[Finding]:
-    """Shown when the Wilson intervals at the peak and at the end stand apart and every seed fell."""
+def _forgetting(
+    accuracies: Accuracies, peak: Peak | None, curves: Mapping[tuple[int | None, int], Halves]
+) -> list[Finding]:
+    """Shown when the Wilson intervals at the peak and at the end stand apart and every seed fell.
+
+    All of it on the half of the problems that did not choose the peak, where there is one.
+    """
     steps = accuracies.sft_steps("ood")
     if peak is None or len(steps) < 2:
         text = "OOD accuracy along SFT is not there yet, so forgetting is open."
         return [Finding("forgetting", text, None)]
-    end, top = accuracies.mean("ood", steps[-1]), accuracies.mean("ood", peak.step)
+    top, end = (
+        held_out_mean(curves, accuracies.seeds, step) if peak.split else accuracies.mean("ood", step)
+        for step in (peak.step, steps[-1])
+    )
     assert end is not None and top is not None
     own = ""
     if len(peak.by_seed) > 1:
         own = f" The seeds' own peaks are at steps {listed(step for _, step in peak.by_seed)}."
     last = f"{number(end.value)}{interval(end.low, end.high)} at step {steps[-1]}, the last one probed"
-    if top.value == 0:
+    if top.value == end.value == 0:
         text = f"OOD accuracy is 0 at its peak and {last}: there was nothing to forget."
         return [Finding("forgetting", text, None), *_id_trend(accuracies, peak)]
     if peak.step == steps[-1] or end.value >= top.value:
@@ -87,14 +105,10 @@ def _forgetting(accuracies: Accuracies, peak: Peak | None) -> list[Finding]:
         return [Finding("forgetting", text, False), *_id_trend(accuracies, peak)]
     how = "step and value from the same problems, which flatters the value"
     if peak.split:
-        how = "step chosen on one half of the probe problems, value from the other half"
+        how = "step chosen on one half of the probe problems, both values from the other half"
     text = f"OOD accuracy peaks at SFT step {peak.step} with {number(peak.value)} ({how}) and is {last}"
-    fell = all(
-        later["acc_1"] < first["acc_1"]
-        for seed in accuracies.seeds
-        if (first := accuracies.row("ood", seed, peak.step))
-        and (later := accuracies.row("ood", seed, steps[-1]))
-    )
+    later = dict(end.seeds)
+    fell = all(later[seed] < first for seed, first in top.seeds if seed in later)
     apart = top.low is not None and end.high is not None and end.high < top.low
     if apart and fell:
         return [Finding("forgetting", f"SFT forgets: {text}.{own}", True), *_id_trend(accuracies, peak)]

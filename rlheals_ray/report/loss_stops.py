@@ -9,10 +9,9 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rlheals_ray.evaluation.peak import split_halves
 from rlheals_ray.report.layout import Table
-from rlheals_ray.report.paired import Difference, Paired, cluster_of
-from rlheals_ray.report.results import Accuracies, Row, seed_interval, split_curves
+from rlheals_ray.report.paired import Difference, Paired, held_out
+from rlheals_ray.report.results import Accuracies, Halves, Row, seed_interval, split_curves
 from rlheals_ray.report.words import interval, number
 
 LOSSES = {"train_loss": "training loss", "id_loss": "ID loss", "ood_loss": "OOD loss"}
@@ -79,7 +78,7 @@ def loss_stops(
 def _stop(
     seed: int,
     losses: Mapping[int, float],
-    curves: Mapping[tuple[int | None, int], tuple[float, float]],
+    curves: Mapping[tuple[int | None, int], Halves],
     accuracies: Accuracies,
 ) -> Stop | None:
     """None below two steps that were both probed and given a loss; of equal losses, the earliest step."""
@@ -92,20 +91,16 @@ def _stop(
     if len(known) < 2:
         return None
     lowest = min(known, key=lambda step: (losses[step], step))
-    peak = max(both, key=lambda step: (both[step][0], -step))
-    return Stop(seed, lowest, peak, both[lowest][1], both[peak][1])
+    peak = max(both, key=lambda step: (both[step].select, -step))
+    return Stop(seed, lowest, peak, both[lowest].report, both[peak].report)
 
 
 def _report_half(episodes: pa.Table, clusters: Mapping[str, str] | None) -> pa.Table:
     """OOD episodes of the half that chooses nothing, the half that `split_curves` reports."""
     ood = episodes.filter(pc.fill_null(pc.equal(episodes["rule"], "ood"), False))
     problems = ood["problem_id"].unique().to_pylist()
-    if not problems:
-        return ood
-    whole = clusters if clusters is not None and clusters.keys() >= set(problems) else None
-    _, report = split_halves(problems, {problem: cluster_of(problem, whole) for problem in problems})
-    kept = [problem for problem, inside in zip(problems, report, strict=True) if inside]
-    return ood.filter(pc.is_in(ood["problem_id"], value_set=pa.array(kept, pa.string())))
+    kept = pa.array(sorted(held_out(problems, clusters)), pa.string())
+    return ood.filter(pc.is_in(ood["problem_id"], value_set=kept))
 
 
 def _name(accuracies: Accuracies, seed: int, step: int) -> str:

@@ -48,11 +48,13 @@ class Paired:
         for name, problem, at in zip(names, problems, solved, strict=True):
             self._solved.setdefault(name, {})[problem] = float(at == 1)
         self._clusters = clusters
-        # Of all problems, whoever was asked them: the peak was chosen on half of these.
-        self._held_out = held_out(asked["problem_id"].unique().to_pylist(), clusters)
+        # Of all problems, whoever was asked them: the peak was chosen on half of these, by the task's own clusters.
+        problems = asked["problem_id"].unique().to_pylist()
+        known = clusters is not None and clusters.keys() >= set(problems)
+        self._held_out = held_out(problems, clusters) if known else frozenset()
 
     def solved(self, checkpoint: str) -> tuple[int, int] | None:
-        """(solved, asked) of the problems that had no say in what the others chose; None where it has none of them."""
+        """(solved, asked) of the problems that had no say in what the others chose; None where these are not known."""
         mine = [at for problem, at in self._solved.get(checkpoint, {}).items() if problem in self._held_out]
         return (round(sum(mine)), len(mine)) if mine else None
 
@@ -88,7 +90,11 @@ class Paired:
 
 
 def held_out(problems: Sequence[str], clusters: Mapping[str, str] | None) -> Collection[str]:
-    """Of all OOD probe problems those of the half that chooses nothing; empty where there is but one cluster."""
+    """Of all OOD probe problems those of the half that chooses nothing; empty where there is but one cluster.
+
+    The half is the study's own only with the clusters of its task; without them it will do for what the report itself
+    chooses.
+    """
     if clusters is None or not clusters.keys() >= set(problems):
         clusters = {problem: cluster_of(problem, None) for problem in problems}
     _, report = split_halves(problems, clusters)

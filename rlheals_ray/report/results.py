@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy import stats
 
+from rlheals_ray.evaluation.statistics import wilson
 from rlheals_ray.report.paired import held_out
 from rlheals_ray.tables import SCHEMAS
 
@@ -155,9 +156,18 @@ def seed_interval(values: Iterable[float]) -> tuple[float | None, float | None]:
     return fmean(sample) - half, fmean(sample) + half
 
 
+class Halves(NamedTuple):
+    """First-attempt accuracy of one checkpoint on the half of the problems that chooses, and on the other."""
+
+    select: float
+    report: float
+    n: int
+    """Problems of the half that reports."""
+
+
 def split_curves(
     episodes: pa.Table, clusters: Mapping[str, str] | None = None, rule: str = "ood"
-) -> dict[tuple[int | None, int], tuple[float, float]]:
+) -> dict[tuple[int | None, int], Halves]:
     """First-attempt accuracy of each trunk checkpoint on two disjoint halves of the probe problems.
 
     Keys are (seed, SFT step), seed None for a base without one. `clusters` maps problem id to cluster, and
@@ -177,14 +187,32 @@ def split_curves(
     solved = pc.fill_null(pc.equal(chosen["solved_at"], 1), False).cast(pa.float64())
     table = pa.table({"checkpoint": chosen["checkpoint"], "half": halves, "solved": solved})
     means: dict[str, dict[int, float]] = {}
-    for row in table.group_by(["checkpoint", "half"]).aggregate([("solved", "mean")]).to_pylist():
+    asked: dict[str, int] = {}
+    counted = table.group_by(["checkpoint", "half"]).aggregate([("solved", "mean"), ("solved", "count")])
+    for row in counted.to_pylist():
         means.setdefault(row["checkpoint"], {})[row["half"]] = row["solved_mean"]
+        if row["half"]:
+            asked[row["checkpoint"]] = row["solved_count"]
     curves = {}
     for checkpoint, both in means.items():
         place = place_of(checkpoint)
         if place and place.rl_step == 0 and not re.search(r"control|edit", checkpoint) and len(both) == 2:
-            curves[place.seed, place.sft_step] = (both[0], both[1])
+            curves[place.seed, place.sft_step] = Halves(both[0], both[1], asked[checkpoint])
     return curves
+
+
+def held_out_mean(
+    curves: Mapping[tuple[int | None, int], Halves], seeds: Iterable[int], step: int
+) -> Mean | None:
+    """`Accuracies.mean` of a trunk's step over the problems that did not choose the peak; None where not known."""
+    found = {seed: curves.get((seed, step), curves.get((None, step))) for seed in seeds}
+    known = {seed: both for seed, both in found.items() if both is not None}
+    if not known:
+        return None
+    bounds = [wilson(round(both.report * both.n), both.n) for both in known.values()]
+    values = tuple((seed, both.report) for seed, both in known.items())
+    low, high = (fmean(ends) for ends in zip(*bounds, strict=True))
+    return Mean(fmean(value for _, value in values), low, high, *seed_interval(v for _, v in values), values)
 
 
 class Peak(NamedTuple):

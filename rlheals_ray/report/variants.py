@@ -77,7 +77,8 @@ def of_variant(tables: Tables, variant: Variant) -> dict[str, pa.Table]:
             keep = pc.or_(keep, _equal(table["stage"], "base"))
         kept[name] = table.filter(keep)
     if variant.recipe is not None:
-        named = pc.extract_regex(kept["episodes"]["checkpoint"], r"recipe=(?P<recipe>[^/]+)")
+        # `sft/recipe=lora/seed=0/…`, and of edits `edit/recipe=lora_seed=0_…`
+        named = pc.extract_regex(kept["episodes"]["checkpoint"], r"recipe=(?P<recipe>.+?)(?:/|_seed=|$)")
         kept["episodes"] = kept["episodes"].filter(_names(pc.struct_field(named, "recipe"), variant.recipe))
     return kept
 

@@ -19,6 +19,7 @@ from rlheals_ray.command import EXIT_CODES, guarded
 from rlheals_ray.config import InputError
 from rlheals_ray.connection import connect, named_cluster, prepare
 from rlheals_ray.folder import Folder
+from rlheals_ray.need import side_by_side
 from rlheals_ray.spectra.roles import ROLES
 from rlheals_ray.spectra.summary import print_spectra, print_updates
 
@@ -125,7 +126,7 @@ def _workers(parsed: argparse.Namespace) -> tuple[int, float]:
     free = ray.available_resources()
     if gpus := int(free.get("GPU", 0)):
         return parsed.workers or gpus, 1.0 if (parsed.workers or gpus) <= gpus else gpus / parsed.workers
-    return parsed.workers or max(1, int(free.get("CPU", 1))), 0.0
+    return parsed.workers or max(1, min(int(free.get("CPU", 1)), side_by_side(ray.nodes()))), 0.0
 
 
 class _Progress:

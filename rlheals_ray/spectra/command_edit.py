@@ -21,6 +21,7 @@ from rlheals_ray.config import InputError, edit_kinds
 from rlheals_ray.connection import connect, named_cluster
 from rlheals_ray.folder import Folder
 from rlheals_ray.models.checkpoint import Checkpoint
+from rlheals_ray.need import side_by_side
 from rlheals_ray.spectra.ablation import Order, run_edits
 from rlheals_ray.spectra.assembly import is_written
 from rlheals_ray.spectra.edit import Edit, EditReport
@@ -181,7 +182,7 @@ def _cores(address: str | None) -> int:
         return os.cpu_count() or 1
     import ray
 
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+    return side_by_side(ray.nodes())
 
 
 def _provenance(edit: Edit, contents: Mapping[str, str]) -> bytes:

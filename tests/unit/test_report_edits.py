@@ -9,6 +9,7 @@ from rlheals_ray.report import Finding, findings_of
 from rlheals_ray.report.edits import CHOSEN, HELD_OUT, edit_groups, rows_along
 from rlheals_ray.report.paired import Paired, held_out
 from rlheals_ray.report.results import Accuracies, conform
+from rlheals_ray.report.variants import Variant, of_variant
 from rlheals_ray.tables import SCHEMAS
 from tests.report_mechanism import branch, edit_grid, trunk, whole
 from tests.report_tables import rows_of
@@ -125,6 +126,18 @@ def test_what_takes_after_the_peak_is_reported_on_the_problems_that_did_not_choo
     assert {"recipient", "donor", "edit", "weight_swap"} <= set(group.bars["ood"])
     found = {finding.kind: finding for finding in findings_of(mine, clusters)}["edit"]
     assert found.text.endswith(HELD_OUT) and "(+.000 [+.000, +.000])" in found.text
+
+    # Without the task's clusters the half that chose is not known.
+    assert by_kind(mine)["edit"].text.endswith(CHOSEN)
+
+    # Beside another recipe, whose checkpoints are named by it, nothing changes.
+    others_too = mine | {"episodes": rows_of("episodes", [
+        row | {"checkpoint": name.replace("edit/", "edit/recipe=lora_")} for row in episodes
+        for name in [row["checkpoint"]] if "edit/" in name
+    ])}  # fmt: skip
+    lora = of_variant(others_too, Variant("lora", None))["episodes"]
+    assert lora.num_rows == others_too["episodes"].num_rows > 0
+    assert of_variant(others_too, Variant("plain", None))["episodes"].num_rows == 0
 
     # An end whose episodes are gone: nothing is mixed, and what flatters is said.
     mine["episodes"] = rows_of("episodes", [row for row in episodes if row["checkpoint"] not in ends])

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from statsmodels.stats.weightstats import DescrStatsW
 
 from rlheals_ray.evaluation.peak import split_halves
+from rlheals_ray.report import findings_of
 from rlheals_ray.report.results import Accuracies, Place, ood_peak, place_of, seed_interval, split_curves
 from rlheals_ray.report.source import read_study
 from rlheals_ray.report.words import interval, listed, number
@@ -20,7 +21,7 @@ def test_the_peak_is_chosen_on_one_half_of_the_problems_and_reported_on_the_othe
     problems = [f"T24:{i}-{i + 1}-{i + 2}" for i in range(40)]
     flat = [_trunk(step, problems, lambda _: True) for step in (4, 8)]
     curves = split_curves(rows_of("episodes", [row for rows in flat for row in rows]))
-    assert curves == {(0, 4): (1.0, 1.0), (0, 8): (1.0, 1.0)}
+    assert curves == {(0, 4): (1.0, 1.0, 20), (0, 8): (1.0, 1.0, 20)}
     # Step 8 is perfect on the choosing half alone, step 4 middling on both: 8 wins and is reported as 0.
     half = _choosing_half(problems)
     lucky = [
@@ -37,6 +38,27 @@ def test_the_peak_is_chosen_on_one_half_of_the_problems_and_reported_on_the_othe
     )  # fmt: skip
     peak = ood_peak(Accuracies(scores), rows_of("episodes", lucky))
     assert peak is not None and (peak.step, peak.value, peak.split) == (8, 0.0, True)
+
+
+def test_what_was_only_luck_at_the_peak_is_not_told_as_forgotten() -> None:
+    """Of all problems step 4 solves half and step 8 a fifth; of those that did not choose step 4 it solves none."""
+    problems = [f"T24:{i}-{i + 1}-{i + 2}" for i in range(400)]
+    half = _choosing_half(problems)
+    rows = [
+        *_trunk(4, problems, lambda problem: problem in half),
+        *_trunk(8, problems, lambda problem: problems.index(problem) % 5 == 0),
+    ]
+    scores = [
+        {"checkpoint": f"sft/seed=0/step={step:06d}", "stage": "sft", "seed": 0, "sft_step": step, "rl_step": 0,
+         "rule": "ood", "n": 400, "acc_1": value, "acc_1_low": value - 0.05, "acc_1_high": value + 0.05}
+        for step, value in ((4, 0.5), (8, 0.2))
+    ]  # fmt: skip
+    tables = {"scores": rows_of("scores", scores), "episodes": rows_of("episodes", rows)}
+    (told,) = [found for found in findings_of(tables) if found.kind == "forgetting"]
+    assert told.supported is False and "does not fall after its peak" in told.text
+    # Without episodes there is one set of problems for both, and the report says so.
+    (told,) = [found for found in findings_of({"scores": tables["scores"]}) if found.kind == "forgetting"]
+    assert told.supported is True and "which flatters the value" in told.text
 
 
 def test_permutations_of_one_multiset_fall_into_the_same_half() -> None:
@@ -58,7 +80,7 @@ def test_the_halves_are_those_of_the_studys_own_clusters(tmp_path: Path) -> None
     select, _ = split_halves(list(clusters), clusters)
     chosen = {problem for problem, inside in zip(clusters, select, strict=True) if inside}
     episodes = rows_of("episodes", _trunk(4, list(clusters), chosen.__contains__))
-    assert split_curves(episodes, clusters)[0, 4] == (1.0, 0.0)
+    assert split_curves(episodes, clusters)[0, 4] == (1.0, 0.0, 30)
 
 
 def _trunk(step: int, problems: list[str], solved: Any) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import pytest
 from rlheals_ray.config import InputError, load_study
 from rlheals_ray.grid.resources import Resources, check_cluster, check_local, check_work, resources_of
 from rlheals_ray.grid.units import StudyUnits
-from rlheals_ray.need import Need, Offer, selects
+from rlheals_ray.need import Need, Offer, selects, side_by_side
 
 GIB = 2**30
 ROOM: dict[str, Any] = {"cpus": 100, "memory_bytes": 1000 * GIB}
@@ -77,6 +77,18 @@ def test_a_node_may_have_fewer_cores_than_it_offers_cpus() -> None:
         == Offer(8, labels={"cores": "many"}).cores
         == 8
     )
+
+
+def test_tasks_that_compute_are_as_many_as_their_nodes_have_cores() -> None:
+    def node(cpus: float, alive: bool = True, **labels: str) -> dict[str, Any]:
+        return {"Alive": alive, "Resources": {"CPU": cpus}, "Labels": labels}
+
+    nodes = [node(0), node(8, cores="2"), node(5, role="learner"), node(64, alive=False)]
+    assert side_by_side(nodes) == 2 + 5
+    assert side_by_side(nodes, Need(2)) == 1 + 2, "no task is divided among nodes"
+    assert side_by_side(nodes, Need(0.5)) == 4 + 10
+    assert side_by_side(nodes, Need(labels={"role": "learner"})) == 5
+    assert side_by_side(nodes[:1]) == 1, "whoever asks for none would wait for ever"
 
 
 def test_labels_that_no_node_has_are_refused_at_once() -> None:
