@@ -65,10 +65,8 @@ class EditGroup(NamedTuple):
     """By kind."""
     checkpoints: Mapping[str, Mapping[int | None, str]]
     """By kind, then by seed: the checkpoint's name in `episodes`."""
-    chosen: bool
-    """Whether donor or recipient was chosen by its accuracy on half of the OOD problems."""
     held_out: bool = False
-    """Whether the OOD bars are over the other half alone."""
+    """Whether the OOD bars are over the half of the problems that chose neither donor nor recipient."""
 
     @property
     def label(self) -> str:
@@ -79,6 +77,11 @@ class EditGroup(NamedTuple):
             f"{self.factors or 'factors'} of {self.donor} in {self.recipient}, {directions(self.k, self.part)}"
             f"{turn}{which}, {layer_label(self.layers)}{named}"
         )
+
+    @property
+    def chosen(self) -> bool:
+        """Whether donor or recipient was chosen by its accuracy on half of the OOD problems."""
+        return not {self.donor, self.recipient}.isdisjoint(_CHOSEN.values())
 
     @property
     def episodes(self) -> set[str]:
@@ -213,7 +216,6 @@ def _group(
         bars,
         {kind: _way(rows) for kind, rows in by_kind.items()},
         names,
-        re.search(r"(^|_)(peak|healed)-into-|-into-(peak|healed)_", one["group"] or "") is not None,
     )
 
 
@@ -298,11 +300,11 @@ def _unseeded(checkpoint: str | None) -> tuple[object, ...]:
 def _anchor(edits: Sequence[Row], end: str) -> str:
     """Donor or recipient in words: as the study's group calls it, else by the seeds' checkpoints."""
     named = re.search(
-        r"(peak|healed|latest)-into-" if end == "donor" else r"-into-(peak|healed|latest)_",
+        r"(^|_)(?P<anchor>peak|healed)-into-" if end == "donor" else r"-into-(?P<anchor>peak|healed)_",
         edits[0]["group"] or "",
     )
-    if named and named[1] in _CHOSEN:
-        return _CHOSEN[named[1]]
+    if named:
+        return _CHOSEN[named["anchor"]]
     labels = dict.fromkeys(checkpoint_label(row[end]) for row in edits if row[end])
     return " or ".join(labels) or f"the {end}"
 
